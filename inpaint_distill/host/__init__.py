@@ -1,0 +1,1 @@
+"""Reading a host without changing it."""

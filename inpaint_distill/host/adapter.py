@@ -18,11 +18,15 @@ class Adapter:
     Attributes:
         name: Short name of the family, as used on the command line (``"gated-conv"``).
         stages: Module names or globs of the encoder stages, shallow to deep; ``None`` leaves it to discovery.
+        replayable: Whether the host's own call carries image and mask, so that it can be repeated for the teacher. Set
+            it to ``False`` where it does not (the mask is set by a method, made inside, or given as edges or latents):
+            the teacher is then run by :meth:`outputs`, on the image given to ``loss()`` in [-1, 1].
         attention: Module names or globs of the attention layers; ``None`` leaves it to discovery.
     """
 
     name: ClassVar[str] = ""
     stages: ClassVar[tuple[str, ...] | None] = None
+    replayable: ClassVar[bool] = True
     attention: ClassVar[tuple[str, ...] | None] = None
 
     def matches(self, host: nn.Module) -> bool:

@@ -1,0 +1,1 @@
+"""What the distiller adds to a host while it trains."""

@@ -1,0 +1,1 @@
+"""Data, masks, metrics, the loop and the study behind the command line; never imported by the plug itself."""

@@ -1,0 +1,38 @@
+"""What is known about the DeepFill v2 family."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from inpaint_distill.adapters.gated_conv.network import GatedConvGenerator
+from inpaint_distill.host.adapter import Adapter
+
+__all__ = ["GatedConvAdapter"]
+
+
+class GatedConvAdapter(Adapter):
+    """Adapt DeepFill v2, gated convolutions and contextual attention (Yu et al., ICCV 2019).
+
+    Called with cat[masked image, ones, hole]; returns (coarse, fine). Stages are those of the refinement network's
+    convolution branch, whose encoder reaches the image last.
+    """
+
+    name: ClassVar[str] = "gated-conv"
+    stages: ClassVar[tuple[str, ...] | None] = ("refine.encoder.0", "refine.encoder.1", "refine.encoder.2")
+    attention: ClassVar[tuple[str, ...] | None] = ("refine.attention",)
+
+    def matches(self, host: nn.Module) -> bool:
+        """Recognise our reference by its class name and its two stages."""
+        return type(host).__name__ == "GatedConvGenerator" and {"coarse", "refine"} <= set(host._modules)
+
+    def build(self, **kwargs: Any) -> nn.Module:
+        """Build a :class:`GatedConvGenerator`, by default one that trains on a CPU at 64 px."""
+        return GatedConvGenerator(**{"width": 16, **kwargs})
+
+    def outputs(self, host: nn.Module, image: Tensor, hole: Tensor) -> tuple[Tensor, ...]:
+        """Empty the hole, run the host and return (coarse, fine), each (B, 3, H, W) in [-1, 1]."""
+        coarse, fine = host(torch.cat([image * (1 - hole), torch.ones_like(hole), hole], dim=1))
+        return coarse, fine

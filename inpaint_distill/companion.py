@@ -1,0 +1,90 @@
+"""The user's optimizer, checked, and the optimizer of what the distiller adds (ours)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from inpaint_distill.errors import OptimizerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor, nn
+
+__all__ = ["CompanionOptimizer", "check_optimizer"]
+
+
+class CompanionOptimizer:
+    """Train the added parameters in step with the host, without entering the user's optimizer.
+
+    Another parameter group there would break schedulers that count groups and change the user's checkpoints. So the
+    added parameters have an optimizer of the same class and settings, whose learning rate follows the first group's.
+
+    Args:
+        parameters: What to train.
+        model: The user's optimizer, or ``None`` for AdamW at 1e-3.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], model: torch.optim.Optimizer | None) -> None:
+        self.parameters = list(parameters)
+        self.model = model
+        self.inner: torch.optim.Optimizer | None = None
+        if not self.parameters:
+            return
+        if model is None:
+            self.inner = torch.optim.AdamW(self.parameters, lr=1e-3)
+            return
+        try:
+            self.inner = type(model)(self.parameters, **model.defaults)
+        except TypeError:  # an optimizer of another package whose defaults are not its arguments
+            self.inner = torch.optim.AdamW(self.parameters, lr=1e-3)
+
+    def step(self) -> None:
+        """Step where a gradient has arrived, and clear it."""
+        if self.inner is None or all(parameter.grad is None for parameter in self.parameters):
+            return
+        if self.model is not None:
+            for group in self.inner.param_groups:
+                group["lr"] = self.model.param_groups[0]["lr"]
+        self.inner.step()
+        self.inner.zero_grad()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the moments, as tensors and JSON values."""
+        tensors: dict[str, Tensor] = {}
+        values: dict[str, Any] = {}
+        for index, parameter in enumerate(self.parameters):
+            for key, value in (self.inner.state.get(parameter, {}) if self.inner else {}).items():
+                (tensors if isinstance(value, torch.Tensor) else values)[f"{index}.{key}"] = value
+        return tensors, values
+
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take the moments back."""
+        if self.inner is not None:
+            for name, value in {**tensors, **values}.items():
+                index, _, key = name.partition(".")
+                self.inner.state[self.parameters[int(index)]][key] = value
+
+
+def check_optimizer(host: nn.Module, optimizer: torch.optim.Optimizer | None) -> torch.optim.Optimizer | None:
+    """Check the user's optimizer and return the one that steps; accelerate wraps it.
+
+    Raises:
+        OptimizerError: It is not one, or holds none of the host's parameters.
+    """
+    if optimizer is None:
+        return None
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        found = f"a {type(optimizer).__name__}"
+        raise OptimizerError("an optimizer", found, "give a torch.optim.Optimizer, or none and call distiller.step()")
+    own = {id(parameter) for parameter in host.parameters()}
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise OptimizerError(
+            "the optimizer that trains the host",
+            "an optimizer that holds none of the host's parameters",
+            "make it from host.parameters() after the host is on its device, or give the generator's optimizer",
+        )
+    return optimizer

@@ -1,0 +1,168 @@
+"""Every choice of a distillation as one dataclass that round-trips with YAML and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from inpaint_distill.errors import ConfigError, near_names
+
+__all__ = ["Config", "TermConfig", "from_dict", "load_yaml", "to_dict"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermConfig:
+    """One distillation term.
+
+    Attributes:
+        weight: With ``balance="gradient_norm"`` the share of the host's own gradient norm that the term may have at
+            the tapped features; otherwise a plain factor. 0 switches the term off.
+        normalize: Compare features as they are (``none``), per channel with the target's statistics over batch and
+            space (``channel``), or per pixel over the channels (``layer``).
+        region: Compare inside the hole (the method) or everywhere.
+    """
+
+    weight: float = 0.5
+    normalize: Literal["channel", "layer", "none"] = "channel"
+    region: Literal["hole", "all"] = "hole"
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise ConfigError("a term's weight", f"{self.weight}", "use a number >= 0; 0 switches the term off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A distillation.
+
+    Attributes:
+        teacher: Kind of teacher: ``ema``, ``frozen`` or ``online``. A module of your own goes to ``attach(teacher=)``.
+        ema_decay: Decay of the moving average, reached after a warm-up (``ema``).
+        teacher_steps: Steps of reconstruction training before the teacher is fixed (``frozen``).
+        teacher_lr: Learning rate of that training (``frozen``, ``online``).
+        cross: Cross-distillation, teacher's encoder to host's encoder.
+        self_: Self-distillation, deep level to shallow level of the host; ``self`` in files.
+        predictor: Compare the teacher with a trained 1x1 convolution of the student's feature instead of the feature.
+        balance: Scale each term to its share of the host's gradient norm, or leave the weights as they are.
+        balance_every: Steps between two measurements of the gradient norms.
+        warmup: Steps over which the weights rise linearly to their value.
+        decay: Steps (first, last) between which the weights fall to zero along a cosine; ``None`` for never.
+        seed: Seed of everything random that the distiller adds.
+    """
+
+    teacher: Literal["ema", "frozen", "online"] = "ema"
+    ema_decay: float = 0.999
+    teacher_steps: int = 500
+    teacher_lr: float = 1e-3
+    cross: TermConfig = field(default_factory=TermConfig)
+    self_: TermConfig = field(default_factory=lambda: TermConfig(weight=0.1))
+    predictor: bool = True
+    balance: Literal["gradient_norm", "none"] = "gradient_norm"
+    balance_every: int = 16
+    warmup: int = 100
+    decay: tuple[int, int] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError("ema_decay", f"{self.ema_decay}", "use a number in [0, 1), such as 0.999")
+        for name in ("teacher_steps", "balance_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, f"{getattr(self, name)}", "use an integer >= 1")
+        if self.warmup < 0:
+            raise ConfigError("warmup", f"{self.warmup}", "use a number of steps >= 0")
+        if self.decay is not None and not 0 <= self.decay[0] < self.decay[1]:
+            raise ConfigError("decay", f"{self.decay}", "use (first, last) steps with 0 <= first < last")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Convert a dataclass of settings into plain dicts, lists and numbers.
+
+    >>> to_dict(Config())["self"]["weight"]
+    0.1
+    """
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name.rstrip("_"): plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, (tuple, list)):
+            return [plain(each) for each in value]
+        if isinstance(value, Mapping):
+            return {str(key): plain(each) for key, each in value.items()}
+        return str(value) if isinstance(value, Path) else value
+
+    return typing.cast("dict[str, Any]", plain(config))
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Build a dataclass of settings from :func:`to_dict`'s output; missing keys take their defaults.
+
+    Raises:
+        ConfigError: An unknown key, or a value of the wrong type.
+
+    >>> from_dict(Config, {"teacher": "online"}).teacher
+    'online'
+    """
+    title = where or kind.__name__
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"settings of {title}", f"{values!r}", "give a mapping of names to values")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name.rstrip("_"): f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    arguments = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise ConfigError(f"setting {key!r} of {title}", "no such setting", f"use {near_names(str(key), fields)}")
+        arguments[fields[key]] = _convert(hints[fields[key]], value, f"{where}.{key}" if where else key)
+    return kind(**arguments)
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML (or JSON) file of settings.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or does not hold a mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"settings in {path}", f"{type(error).__name__}: {error}", "give a readable YAML file"
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"settings in {path}", f"a {type(values).__name__}", "give a mapping of names to values")
+    return values
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Check one value against its annotation; integers pass as floats, lists as tuples."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        return _convert(next(option for option in options if option is not type(None)), value, where)
+    if origin is Literal:
+        if value in options:
+            return value
+        raise ConfigError(f"{where} = {value!r}", "no such choice", f"use one of {', '.join(map(str, options))}")
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast("type[Any]", hint), value, where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        inner = [options[0]] * len(value) if options[-1] is Ellipsis else list(options)
+        if len(inner) == len(value):
+            return tuple(_convert(each, member, where) for each, member in zip(inner, value, strict=True))
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif hint is Path and isinstance(value, str):
+        return Path(value)
+    elif type(value) is hint:
+        return value
+    raise ConfigError(f"{where} = {value!r}", f"a {type(value).__name__}", f"give {getattr(hint, '__name__', hint)}")

@@ -1,0 +1,53 @@
+"""The arguments of the host's own call, remembered by reference (ours)."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from inpaint_distill.host.tree import Path, format_path, rebuild, tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor, nn
+
+__all__ = ["HostCall", "argument_name"]
+
+
+@dataclass(frozen=True)
+class HostCall:
+    """Positional and keyword arguments of one forward of the host."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] | None = None
+
+    def tensors(self) -> Iterator[tuple[Path, Tensor]]:
+        """Yield every tensor among the arguments; a path starts with the position or the keyword."""
+        yield from tensors(self.args)
+        yield from tensors(self.kwargs or {})
+
+    def rebuild(self, change: Callable[[Path, Tensor], Tensor]) -> HostCall:
+        """Copy the call with every tensor replaced by ``change(path, tensor)``."""
+        return HostCall(rebuild(self.args, change), rebuild(self.kwargs or {}, change))
+
+    def run(self, module: nn.Module) -> Any:
+        """Call a module with these arguments."""
+        return module(*self.args, **(self.kwargs or {}))
+
+    def signature(self) -> tuple[Any, ...]:
+        """Summarise which tensors are passed and how many channels they have, without batch and pixel sizes."""
+        return tuple((path, tensor.dtype, tuple(tensor.shape[1:2])) for path, tensor in self.tensors())
+
+
+def argument_name(host: nn.Module, path: Path) -> str:
+    """Name the argument that a path leads to as the host's author did, e.g. ``argument 'x'`` or ``argument 'x'[0]``."""
+    first, rest = path[0], path[1:]
+    if isinstance(first, int):
+        parameters = list(inspect.signature(host.forward).parameters.values())
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        if first < len(parameters) and parameters[first].kind in kinds:
+            return f"argument {parameters[first].name!r}{format_path(rest)}"
+        return f"positional argument {first}{format_path(rest)}"
+    return f"argument {first!r}{format_path(rest)}"

@@ -1,0 +1,163 @@
+"""Feature taps: hooks, as objects, that keep the listed features of one forward (ours)."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from inpaint_distill.errors import CaptureError, PlanError, near_names
+from inpaint_distill.host.tree import select
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch.utils.hooks import RemovableHandle
+
+    from inpaint_distill.host.stage import Stage
+
+__all__ = ["FeatureTaps", "Hook", "MethodHook", "StopForward"]
+
+
+class StopForward(BaseException):
+    """End a forward once its last tap has fired; not an ``Exception``, so that no host swallows it."""
+
+
+class Hook:
+    """A hook that works on the module it was put on and nowhere else.
+
+    ``copy.deepcopy`` and ``pickle`` carry a module's hooks along. In the copy this one becomes the ``__exit__`` of a
+    ``nullcontext``: the standard library's function that takes the three arguments of a forward hook and does
+    nothing, so that a saved host also loads where this package is not installed.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return nullcontext().__exit__
+
+
+class MethodHook(Hook):
+    """A hook that calls a method of its owner and does not keep the owner alive."""
+
+    def __init__(self, owner: object, method: str) -> None:
+        self.owner = weakref.ref(owner)
+        self.method = method
+
+    def __call__(self, *args: Any) -> None:
+        """Call the method, if the owner is still there."""
+        owner = self.owner()
+        if owner is not None:
+            getattr(owner, self.method)(*args)
+
+
+class _StageHook(Hook):
+    """Keep what one module puts out, call by call."""
+
+    def __init__(self, taps: FeatureTaps, wanted: dict[int, list[int]]) -> None:
+        self.taps = taps
+        self.wanted = wanted  # n-th call -> indices of the stages it holds
+        self.calls = 0
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.taps.active:
+            indices = self.wanted.get(self.calls, [])
+            self.calls += 1
+            for index in indices:
+                self.taps.keep(index, output)
+
+
+class FeatureTaps:
+    """Taps for one module tree.
+
+    Args:
+        root: The module whose forward is watched.
+        stages: What to keep; :meth:`take` returns the features in this order.
+        stop: Raise :class:`StopForward` as soon as every stage has been seen (for a teacher).
+
+    Raises:
+        PlanError: A stage names a module that ``root`` does not have.
+    """
+
+    def __init__(self, root: nn.Module, stages: Sequence[Stage], *, stop: bool = False) -> None:
+        self.stages = tuple(stages)
+        self.stop = stop
+        self.active = False
+        self.watch: Callable[[int, Tensor], None] | None = None
+        self._kept: dict[int, tuple[Tensor, int]] = {}
+        self._hooks: list[_StageHook] = []
+        self._handles: list[RemovableHandle] = []
+        modules = dict(root.named_modules(remove_duplicate=False))
+        wanted: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for index, stage in enumerate(self.stages):
+            if stage.name not in modules:
+                near = near_names(stage.name, modules)
+                raise PlanError(f"stage {stage.name!r}", "no such module", f"use an existing name, such as {near}")
+            wanted[stage.name][stage.call].append(index)
+        for name, calls in wanted.items():
+            hook = _StageHook(self, dict(calls))
+            self._hooks.append(hook)
+            self._handles.append(modules[name].register_forward_hook(hook))
+
+    def begin(self, watch: Callable[[int, Tensor], None] | None = None) -> None:
+        """Forget the last forward and keep the next one; ``watch`` is told of each feature as it appears."""
+        self._kept.clear()
+        self.watch = watch
+        for hook in self._hooks:
+            hook.calls = 0
+        self.active = True
+
+    def keep(self, index: int, output: Any) -> None:
+        """Keep one stage's feature; called by the hooks."""
+        stage = self.stages[index]
+        try:
+            feature = select(output, stage.select)
+        except LookupError as error:
+            raise CaptureError(f"stage {stage.label}", str(error), "correct the stage's `select`") from None
+        if not isinstance(feature, Tensor):
+            found = f"a {type(feature).__name__} instead of a tensor"
+            raise CaptureError(f"stage {stage.label}", found, "correct the stage's `select`")
+        if self.watch is not None:
+            self.watch(index, feature)
+        if stage.clone:
+            feature = feature.clone()
+        self._kept[index] = (feature, feature._version)
+        if self.stop and len(self._kept) == len(self.stages):
+            raise StopForward
+
+    def take(self) -> list[Tensor]:
+        """Return the features of the watched forward and forget them.
+
+        Raises:
+            CaptureError: A stage did not run, or its feature was overwritten in place after the tap saw it.
+        """
+        self.active = False
+        kept, self._kept = self._kept, {}
+        missing = [stage.label for index, stage in enumerate(self.stages) if index not in kept]
+        if missing:
+            found = "the forward ended without it: the module was skipped, bypassed or called fewer times than planned"
+            raise CaptureError(
+                f"a feature of {', '.join(missing)}", found, "tap another module: attach(..., stages=[...])"
+            )
+        for index, (feature, version) in kept.items():
+            if feature._version != version:
+                label = self.stages[index].label
+                found = "a later operation overwrote it in place"
+                raise CaptureError(f"the feature of {label}", found, "plan it with Stage(..., clone=True)")
+        return [kept[index][0] for index in range(len(self.stages))]
+
+    def clear(self) -> None:
+        """Forget what was kept and stop watching."""
+        self.active = False
+        self._kept.clear()
+
+    def remove(self) -> None:
+        """Take every hook off; other people's hooks stay."""
+        self.clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()

@@ -1,0 +1,72 @@
+"""Walk and rebuild the nested arguments and outputs of somebody else's forward (ours)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+__all__ = ["Path", "format_path", "rebuild", "select", "tensors"]
+
+Path: TypeAlias = tuple[int | str, ...]
+
+
+def _children(value: Any) -> list[tuple[int | str, Any]]:
+    """List the members of a container as (key, member); an empty list for anything else."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, (tuple, list)):
+        return list(enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return []
+
+
+def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Yield every tensor inside tuples, lists, mappings and dataclasses with the path that leads to it.
+
+    >>> import torch
+    >>> [path for path, _ in tensors({"sample": torch.zeros(1), "skips": (torch.zeros(1), 0)})]
+    [('sample',), ('skips', 0)]
+    """
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    for key, member in _children(value):
+        yield from tensors(member, (*path, key))
+
+
+def select(value: Any, path: Path) -> Any:
+    """Follow a path from :func:`tensors` into a value; raise ``LookupError`` where it does not exist."""
+    for key in path:
+        members = dict(_children(value))
+        if key not in members:
+            raise LookupError(f"no member {key!r} in a {type(value).__name__} with {list(members) or 'no members'}")
+        value = members[key]
+    return value
+
+
+def rebuild(value: Any, change: Callable[[Path, Tensor], Tensor], path: Path = ()) -> Any:
+    """Copy a nested value with every tensor replaced by ``change(path, tensor)``; other leaves are kept as they are."""
+    if isinstance(value, Tensor):
+        return change(path, value)
+    children = [(key, rebuild(member, change, (*path, key))) for key, member in _children(value)]
+    if not children:
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{str(key): member for key, member in children})
+    if isinstance(value, Mapping):
+        return type(value)(children)  # type: ignore[call-arg]
+    members = [member for _, member in children]
+    return type(value)(*members) if hasattr(value, "_fields") else type(value)(members)
+
+
+def format_path(path: Path) -> str:
+    """Write a path as Python would index it.
+
+    >>> format_path(("skips", 0))
+    "['skips'][0]"
+    """
+    return "".join(f"[{key!r}]" for key in path)

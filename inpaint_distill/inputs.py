@@ -1,0 +1,74 @@
+"""Check the image and the mask that a user gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from inpaint_distill.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["check_shapes", "check_values"]
+
+_SLACK = 0.05  # resampling and augmentation overshoot a little
+
+
+def check_shapes(image: Any, mask: Any) -> None:
+    """Check what costs nothing: types, dimensions, sizes.
+
+    Args:
+        image: Complete image (B, 3, H, W), floating point.
+        mask: (B or 1, 1, H, W).
+
+    Raises:
+        InputError: Something else was given.
+    """
+    for name, value in (("image", image), ("mask", mask)):
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"{name} as a tensor", f"a {type(value).__name__}", "give loss(image, mask) two tensors")
+    shapes = f"image {tuple(image.shape)}, mask {tuple(mask.shape)}"
+    asked = "image (B, 3, H, W) and mask (B, 1, H, W)"
+    if image.ndim == mask.ndim == 4 and image.shape[1] == 1 and mask.shape[1] == 3:
+        raise InputError(asked, f"{shapes}: they are swapped", "call loss(image, mask), the image first")
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise InputError(asked, shapes, "give the complete image with 3 channels, batch first")
+    if mask.ndim != 4 or mask.shape[1] != 1:
+        raise InputError(asked, shapes, "give the mask with 1 channel, 1 = hole, batch first")
+    if mask.shape[2:] != image.shape[2:]:
+        raise InputError(asked, f"{shapes}: different sizes", "resize the mask to the image with mode='nearest'")
+    if mask.shape[0] not in (1, image.shape[0]):
+        raise InputError(asked, f"{shapes}: different batches", "give one mask per image, or one for all")
+    if mask.device != image.device:
+        raise InputError("image and mask on one device", f"{image.device} and {mask.device}", "move one of them")
+    if not image.is_floating_point():
+        raise InputError("an image in [-1, 1] or [0, 1]", f"{image.dtype}", "convert it: image.float() / 127.5 - 1")
+
+
+def check_values(image: Tensor, mask: Tensor) -> None:
+    """Check what reads the values and so waits for the device: range, 0/1 mask, a hole to fill.
+
+    Raises:
+        InputError: The image is out of range or not finite, the mask is not 0/1, or there is no hole.
+    """
+    low, high = (float(value) for value in torch.aminmax(image.detach()))
+    if not (low >= -1 - _SLACK and high <= 1 + _SLACK):
+        raise InputError(
+            "an image in [-1, 1] or [0, 1]",
+            f"values from {low:.4g} to {high:.4g}",
+            "rescale it (image / 127.5 - 1 for 0..255); give loss() the image as it was before any other normalisation",
+        )
+    hole = mask != 0
+    if not bool(((mask == 1) | ~hole).all()):
+        bad = mask[(mask != 1) & hole]
+        raise InputError(
+            "a mask of zeros and ones",
+            f"other values, such as {float(bad[0]):.4g}",
+            "threshold it after resizing: (mask > 0.5).float()",
+        )
+    if not bool(hole.any()):
+        raise InputError(
+            "a mask with a hole", "zeros everywhere", "give the mask as 1 = hole; skip batches without one"
+        )

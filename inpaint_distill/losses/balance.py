@@ -1,0 +1,120 @@
+"""Balance the terms against the host's own loss by gradient norm at the tapped features (ours, after Moebius)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["GradientNormBalancer", "Observation"]
+
+_SMOOTHING = 0.8
+_BOUNDS = (1e-6, 1e6)
+_TINY = 1e-20
+
+
+class GradientNormBalancer:
+    """Estimate, for each term, the factor that gives it the same gradient norm as the host's loss.
+
+    Every few steps, one backward of the user's is observed. The gradient that arrives at a tapped feature is the
+    host's plus the terms'; each term's own is had from a short backward from the term to the features, which does not
+    enter the host. The user's scaling of the sum (accumulation, GradScaler) is read off the gradient of the returned
+    loss and divided out. Nothing here waits for the device.
+
+    Args:
+        names: Names of the terms.
+        every: Steps between two observations.
+    """
+
+    def __init__(self, names: Sequence[str], every: int) -> None:
+        self.every = every
+        self.factors: dict[str, Tensor | None] = dict.fromkeys(names)
+
+    def due(self, step: int) -> bool:
+        """Tell whether this step is to be observed."""
+        return step % self.every == 0 or any(factor is None for factor in self.factors.values())
+
+    def factor(self, name: str) -> Tensor | float:
+        """Return a term's current factor, 1 before the first observation."""
+        factor = self.factors[name]
+        return 1.0 if factor is None else factor
+
+    def update(self, name: str, ratio: Tensor) -> None:
+        """Take one measured ratio of gradient norms into the running factor; a ratio that is not finite is dropped."""
+        old = self.factors[name]
+        ratio = ratio.clamp(*_BOUNDS)
+        if old is None:
+            self.factors[name] = torch.where(torch.isfinite(ratio), ratio, torch.ones_like(ratio))
+        else:
+            # Geometric mean: the ratio spans decades in the first steps.
+            new = (_SMOOTHING * old.log() + (1 - _SMOOTHING) * ratio.log()).exp()
+            self.factors[name] = torch.where(torch.isfinite(new), new, old)
+
+
+class Observation:
+    """One backward, watched at the tapped features.
+
+    Made before the host's forward; :meth:`watch` is called by the taps on each feature as it appears, so that a
+    feature that is overwritten in place later is watched at the right version.
+    """
+
+    def __init__(self, balancer: GradientNormBalancer, count: int) -> None:
+        self.balancer = balancer
+        self.total: list[Tensor | None] = [None] * count
+        self.own: dict[str, list[Tensor | None]] = {}
+        self.applied: dict[str, Tensor] = {}
+        self.scale: Tensor | None = None
+
+    def watch(self, index: int, feature: Tensor) -> None:
+        """Watch the gradient of one feature."""
+        if feature.requires_grad:
+            feature.register_hook(partial(self._feature_gradient, index))  # type: ignore[no-untyped-call]
+
+    def expect(
+        self,
+        terms: Mapping[str, Tensor],
+        applied: Mapping[str, Tensor],
+        features: Sequence[Tensor],
+        loss: Tensor,
+    ) -> None:
+        """Take each term's own gradient at the features and wait for the user's backward of ``loss``.
+
+        Args:
+            terms: Unweighted terms that depend on the features.
+            applied: The factor each enters ``loss`` with.
+            features: The features the terms were computed from, in the taps' order.
+            loss: What is handed to the user.
+        """
+        for name, term in terms.items():
+            self.own[name] = list(torch.autograd.grad(term, features, retain_graph=True, allow_unused=True))
+        self.applied = dict(applied)
+        loss.register_hook(self._loss_gradient)  # type: ignore[no-untyped-call]
+
+    def _loss_gradient(self, gradient: Tensor) -> None:
+        self.scale = gradient.detach()
+
+    def _feature_gradient(self, index: int, gradient: Tensor) -> None:
+        if self.scale is None:  # a backward of the host's loss alone
+            return
+        self.total[index] = gradient.detach().float() / self.scale
+        totals = [total for total in self.total if total is not None]
+        if len(totals) == len(self.total):
+            self._finish(totals)
+
+    def _finish(self, totals: list[Tensor]) -> None:
+        host = []
+        for index, total in enumerate(totals):
+            mine = [self.applied[name] * part for name, own in self.own.items() if (part := own[index]) is not None]
+            host.append((total - sum(mine)).square().sum())
+        for name, own in self.own.items():
+            touched = [(index, part) for index, part in enumerate(own) if part is not None]
+            term_norm = torch.stack([part.float().square().sum() for _, part in touched]).sum()
+            host_norm = torch.stack([host[index] for index, _ in touched]).sum()
+            self.balancer.update(name, (host_norm / term_norm.clamp_min(_TINY)).sqrt())
+        self.total = [None] * len(self.total)
+        self.own.clear()

@@ -1,0 +1,72 @@
+"""Pure functions over features: hole weights, normalisation, masked distance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["hole_weight", "masked_distance", "normalize"]
+
+
+def hole_weight(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a mask to a feature's resolution as the share of hole in each cell, ``M_l`` (area average: ours).
+
+    Args:
+        mask: (B, 1, H, W), 1 in the hole.
+        size: Height and width of the feature.
+
+    Returns:
+        (B, 1, *size) in [0, 1].
+    """
+    return F.adaptive_avg_pool2d(mask.float(), size)
+
+
+def normalize(
+    feature: Tensor, reference: Tensor, kind: Literal["channel", "layer", "none"], eps: float = 1e-5
+) -> Tensor:
+    """Bring a feature to a scale on which levels and channels weigh alike (ours).
+
+    Args:
+        feature: (B, C, H, W).
+        reference: The target (B, C, H', W') whose statistics ``channel`` uses; it takes no gradient.
+        kind: ``channel``: subtract the reference's mean and divide by its standard deviation, per channel over batch
+            and space. ``layer``: the feature's own mean and deviation over the channels, per pixel. ``none``.
+        eps: Added to the variance.
+    """
+    if kind == "none":
+        return feature
+    if kind == "layer":
+        return F.layer_norm(feature.movedim(1, -1), (feature.shape[1],), eps=eps).movedim(-1, 1)
+    reference = reference.detach()
+    mean = reference.mean((0, 2, 3), keepdim=True)
+    variance = reference.var((0, 2, 3), keepdim=True, unbiased=False)
+    return (feature - mean) * (variance + eps).rsqrt()
+
+
+def masked_distance(student: Tensor, target: Tensor, weight: Tensor, channel_weight: Tensor | None = None) -> Tensor:
+    """Compute ``sum_c w_c / |M| * || M * (target_c - student_c) ||^2`` (DGI, cross- and self-distillation).
+
+    Args:
+        student: (B, C, H, W).
+        target: (B, C, H, W).
+        weight: ``M`` (B, 1, H, W) in [0, 1], taken linearly where a cell is partly hole (ours).
+        channel_weight: ``rho`` or ``phi``, (B, C), each row summing to 1; uniform where ``None``.
+
+    Returns:
+        Scalar; 0 where ``weight`` is 0 everywhere.
+
+    >>> import torch
+    >>> hole = torch.zeros(1, 1, 2, 2); hole[..., 0, 0] = 1
+    >>> masked_distance(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 2.0), hole)
+    tensor(4.)
+    """
+    squared = (target - student).square()
+    if channel_weight is None:
+        per_pixel = squared.mean(1, keepdim=True)
+    else:
+        per_pixel = (squared * channel_weight[:, :, None, None]).sum(1, keepdim=True)
+    return (weight * per_pixel).sum() / weight.sum().clamp_min(1e-6)

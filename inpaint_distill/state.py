@@ -1,0 +1,63 @@
+"""Save and load a distiller: one safetensors file, with the settings as JSON in its header."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+
+from inpaint_distill.errors import StateError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["read_state", "write_state"]
+
+_FORMAT = "inpaint_distill/1"
+
+
+def write_state(path: str | Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Write tensors and JSON values to one file; a reader sees the old file or the new one, never a part.
+
+    Raises:
+        StateError: The folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    header = {"format": _FORMAT, "values": json.dumps(values, sort_keys=True)}
+    data = serialize({name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}, header)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise StateError(f"to save {path}", f"{error}", "give a path in an existing, writable folder") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write_state` wrote; nothing in the file is executed.
+
+    Raises:
+        StateError: The file is missing, damaged, or not one of ours.
+    """
+    asked = f"a distiller saved in {path}"
+    fix = "give a file written by Distiller.save()"
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != _FORMAT:
+                raise StateError(asked, f"a safetensors file of format {header.get('format')!r}", fix)
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["values"])  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise StateError(asked, f"{type(error).__name__}: {error}", fix) from None

@@ -1,0 +1,204 @@
+"""Teachers trained to reconstruct the complete image: once beforehand, or alongside the host."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from inpaint_distill.errors import ConfigError, InputError, ReplayError
+from inpaint_distill.host.guard import forked_rng
+from inpaint_distill.host.tree import tensors
+from inpaint_distill.teachers.base import CopyTeacher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import nn
+
+    from inpaint_distill.host.call import HostCall
+    from inpaint_distill.host.replay import Recipe
+
+__all__ = ["FrozenTeacher", "OnlineTeacher"]
+
+
+def restored_images(output: Any, image: Tensor) -> list[Tensor]:
+    """Return the restored images, coarse and fine, among a host's outputs: (B, C, H, W) that carry a gradient.
+
+    Raises:
+        ReplayError: There is none.
+    """
+    found = [each for _, each in tensors(output) if each.shape == image.shape and each.requires_grad]
+    if not found:
+        shapes = [tuple(each.shape) for _, each in tensors(output)]
+        raise ReplayError(
+            "the restored image among the host's outputs",
+            f"outputs of shape {shapes}, none of them {tuple(image.shape)} with a gradient",
+            "use teacher='ema', which needs the host's features alone",
+        )
+    return found
+
+
+class _ReconstructionTeacher(CopyTeacher):
+    """A copy of the host with an L1 reconstruction loss on the complete image (DGI's auxiliary network)."""
+
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+
+    def bind(self, host: nn.Module) -> None:
+        """Copy the host; the copy can be trained."""
+        super().bind(host)
+        self.trained = [
+            own for own, other in zip(self.module.parameters(), host.parameters(), strict=True) if other.requires_grad
+        ]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=self.lr, weight_decay=0.0)
+
+    def prepare(self, recipe: Recipe, call: HostCall, image: Tensor) -> None:
+        """Remember how the host takes the complete image, which is also the range in which it gives it back."""
+        self.recipe = recipe
+
+    def train_step(self, call: HostCall, image: Tensor) -> Tensor:
+        """Do one step of reconstruction and return its loss; ``call`` carries the complete image."""
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
+        self.module.train()
+        with torch.enable_grad():
+            target = self.recipe.target(call, image)
+            outputs = restored_images(call.run(self.module), target)
+            loss = torch.stack([(output.float() - target.float()).abs().mean() for output in outputs]).sum()
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.module.eval()
+        for parameter in self.trained:
+            parameter.requires_grad_(False)
+        return loss.detach()
+
+
+class OnlineTeacher(_ReconstructionTeacher):
+    """A copy of the host, trained to reconstruct alongside it (DGI: "not static"); costs a forward and a backward.
+
+    Args:
+        lr: Learning rate of its own AdamW.
+    """
+
+    kind: ClassVar[str] = "online"
+
+    def features(self, call: HostCall, image: Tensor) -> list[Tensor]:
+        """Train one step and return the features of that very forward."""
+        self.taps.stop = False
+        self.taps.begin()
+        with forked_rng(image.device):
+            self.train_step(call, image)
+        size = (image.shape[2], image.shape[3])
+        kept = [feature.detach() for feature in self.taps.take()]
+        return [stage.as_map(feature, size) for stage, feature in zip(self.taps.stages, kept, strict=True)]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the copy's weights and its optimizer's moments."""
+        state = {f"module.{key}": value for key, value in super().state()[0].items()}
+        for index, parameter in enumerate(self.trained):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                state[f"optimizer.{index}.{key}"] = value
+        return state, {}
+
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take weights and moments back."""
+        prefix = "module."
+        self.module.load_state_dict({key[len(prefix) :]: v for key, v in tensors.items() if key.startswith(prefix)})
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".")
+                self.optimizer.state[self.trained[int(index)]][name] = value.clone()
+
+    def describe(self) -> str:
+        """Say in one line what the teacher is."""
+        return f"online: copy of the host, trained to reconstruct alongside it (lr {self.lr})"
+
+
+class FrozenTeacher(_ReconstructionTeacher):
+    """A copy of the host, first trained to reconstruct the complete image (DGI's autoencoder), then fixed.
+
+    The training happens at the first loss, when it is known how the host is called.
+
+    Args:
+        images: Complete images to train on, in the range that ``loss()`` gets: a tensor (N, 3, H, W), or batches
+            (B, 3, H, W) that can be iterated over again.
+        steps: Steps of training.
+        lr: Learning rate of AdamW.
+        seed: Seed of the order of ``images`` where they are a tensor.
+    """
+
+    kind: ClassVar[str] = "frozen"
+
+    def __init__(
+        self, images: Tensor | Iterable[Tensor] | None = None, steps: int = 500, lr: float = 1e-3, seed: int = 0
+    ) -> None:
+        super().__init__(lr)
+        self.images = images
+        self.steps = steps
+        self.seed = seed
+        self.trained_steps = 0
+        self.errors: list[Tensor] = []
+
+    def bind(self, host: nn.Module) -> None:
+        """Copy the host, if there is something to train the copy on."""
+        if self.images is None:
+            raise ConfigError(
+                "a frozen teacher",
+                "no images to train it on",
+                "attach(..., teacher=FrozenTeacher(images=...)), or choose teacher='ema', which needs none",
+            )
+        super().bind(host)
+
+    def prepare(self, recipe: Recipe, call: HostCall, image: Tensor) -> None:
+        """Train the copy, unless it came from a saved state."""
+        super().prepare(recipe, call, image)
+        if self.trained_steps >= self.steps:
+            return
+        with forked_rng(image.device):
+            batches = self._batches(image)
+            for _ in range(self.steps - self.trained_steps):
+                batch = next(batches).to(image)
+                self.errors.append(self.train_step(recipe.apply(_with_batch(call, image, len(batch)), batch), batch))
+        self.trained_steps = self.steps
+
+    def _batches(self, image: Tensor) -> Iterator[Tensor]:
+        """Yield batches without end, of the image's size."""
+        generator = torch.Generator().manual_seed(self.seed)
+        while True:
+            count = 0
+            images = self.images
+            if isinstance(images, Tensor):
+                order = torch.randperm(len(images), generator=generator)
+                images = (images[part] for part in torch.split(order, image.shape[0]))
+            for batch in images or ():
+                if batch.ndim != 4 or batch.shape[1:] != image.shape[1:]:
+                    found = f"shape {tuple(batch.shape)}"
+                    asked = f"teacher images of shape (B, {', '.join(map(str, image.shape[1:]))}), as given to loss()"
+                    raise InputError(asked, found, "give FrozenTeacher images of the training size")
+                count += 1
+                yield batch
+            if not count:
+                raise InputError("images for the frozen teacher", "none", "give FrozenTeacher(images=...) some")
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the copy's weights and how long it was trained."""
+        return super().state()[0], {"steps": self.trained_steps}
+
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take the weights back; a trained teacher is not trained again."""
+        super().load(tensors, values)
+        self.trained_steps = int(values["steps"])
+
+    def describe(self) -> str:
+        """Say in one line what the teacher is."""
+        return f"frozen: copy of the host, trained {self.steps} steps to reconstruct (lr {self.lr})"
+
+
+def _with_batch(call: HostCall, image: Tensor, size: int) -> HostCall:
+    """Bring what a call passes on per sample (constant planes, timesteps) to another batch size."""
+    rows = torch.arange(size, device=image.device) % image.shape[0]
+    return call.rebuild(lambda _, t: t[rows.to(t.device)] if t.ndim and t.shape[0] == image.shape[0] else t)

@@ -1,0 +1,206 @@
+"""The three figures of a boost study, as PNG files."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from inpaint_distill.training.masks import BIN_NAMES
+from inpaint_distill.training.metrics import score
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+    from torch import Tensor
+
+__all__ = ["ARM_LABELS", "COMPARISON_LABELS", "curves", "differences", "panels"]
+
+ARM_LABELS = {
+    "bare": "host",
+    "distilled": "host + distillation",
+    "bare_equal_time": "host, trained longer (equal wall-clock)",
+}
+COMPARISON_LABELS = {"steps": "equal steps", "time": "equal wall-clock"}
+
+# From the palette of Okabe and Ito, which stays apart under every colour blindness; the dashes tell the arms in print.
+_ARM_STYLES = {"bare": ("#D55E00", "-"), "distilled": ("#0072B2", "-"), "bare_equal_time": ("#E69F00", "--")}
+_INK, _QUIET, _HOLE = "#222222", "#8A8A8A", (0.85, 0.25, 0.60)
+_SEED_MARK: dict[str, Any] = {
+    "marker": "o",
+    "markersize": 4,
+    "markerfacecolor": "white",
+    "markeredgecolor": _INK,
+    "markeredgewidth": 0.9,
+}
+_DPI = 100
+
+
+def panels(images: Mapping[str, Tensor], path: Path) -> Path:
+    """Draw one row per image: input, host, host + distillation, truth; the hole PSNR stands below what was restored.
+
+    Pixels are enlarged by a whole factor without interpolation, to cells of about 192 pixels.
+
+    Args:
+        images: ``input``, ``bare``, ``distilled`` and ``truth`` (K, 3, H, W) in [-1, 1], ``hole`` (K, 1, H, W).
+        path: PNG file to write.
+    """
+    rows, _, height, width = images["truth"].shape
+    factor = max(1, round(192 / max(height, width)))
+    cell_height, cell_width = height * factor, width * factor
+    gap, header, footer = 8, 26, 22
+    names = [name for name in ("input", "bare", "distilled", "truth") if name in images]
+    total_width = len(names) * (cell_width + gap) + gap
+    total_height = header + rows * (cell_height + footer) + gap // 2
+
+    figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI, facecolor="white")
+    for column, name in enumerate(names):
+        left = gap + column * (cell_width + gap)
+        _write(figure, left + cell_width / 2, total_height - header / 2, ARM_LABELS.get(name, name), size=9.5)
+        shown = images[name].detach().cpu().float()
+        hole = images["hole"].detach().cpu() > 0.5
+        restored = name in ARM_LABELS
+        values = score(shown, images["truth"].detach().cpu(), hole)["hole_psnr"].tolist() if restored else []
+        if name == "input":
+            shown = torch.where(hole, torch.tensor(_HOLE)[None, :, None, None] * 2 - 1, shown)
+        for row in range(rows):
+            bottom = total_height - header - row * (cell_height + footer) - cell_height
+            figure.figimage(_enlarge(shown[row], factor), left, bottom, origin="upper")
+            if restored:
+                _write(
+                    figure, left + cell_width / 2, bottom - footer / 2 + 1, f"hole PSNR {values[row]:.2f} dB", size=8
+                )
+    figure.savefig(path, dpi=_DPI)
+    return path
+
+
+def curves(result: Mapping[str, Any], path: Path) -> Path:
+    """Draw the hole PSNR on the validation images against training steps and against training seconds.
+
+    One thin line per seed, one thick line for the mean of the seeds.
+
+    Args:
+        result: What a boost study returned, with ``runs``.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(8.4, 3.5), dpi=2 * _DPI, facecolor="white", layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    drawn: dict[str, Any] = {}
+    for axis, key, label in zip(axes, ("step", "seconds"), ("training steps", "training seconds"), strict=True):
+        for arm, (colour, dash) in _ARM_STYLES.items():
+            points = [run["curve"] for run in result["runs"] if run["arm"] == arm and run["curve"]]
+            for curve in points:
+                axis.plot(*_xy(curve, key), color=colour, linestyle=dash, linewidth=0.8, alpha=0.45)
+            if points:
+                (drawn[arm],) = axis.plot(*_xy(_mean_curve(points), key), color=colour, linestyle=dash, linewidth=2.2)
+        _plain(axis, label)
+    axes[0].set_ylabel("hole PSNR, validation (dB)", color=_INK, fontsize=9)
+    figure.legend(
+        list(drawn.values()),
+        [ARM_LABELS[arm] for arm in drawn],
+        loc="outside upper center",
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+    )
+    figure.savefig(path)
+    return path
+
+
+def differences(result: Mapping[str, Any], path: Path, metric: str = "hole_psnr") -> Path:
+    """Draw the paired differences, distilled minus bare, per bin of hole ratios with their 95% intervals.
+
+    One dot per seed; the bar is the interval of the mean, the square the mean. Blue lies above zero, red below, grey on
+    both sides.
+
+    Args:
+        result: What a boost study returned, with ``comparisons``.
+        path: PNG file to write.
+        metric: Which metric to draw.
+    """
+    kinds = [kind for kind in COMPARISON_LABELS if any(row["comparison"] == kind for row in result["comparisons"])]
+    figure = Figure(figsize=(8.4, 3.3), dpi=2 * _DPI, facecolor="white", layout="constrained")
+    axes = figure.subplots(1, max(1, len(kinds)), sharey=True, squeeze=False)[0]
+    names = ("all", *BIN_NAMES)
+    for axis, kind in zip(axes, kinds, strict=False):
+        axis.axhline(0, color=_INK, linewidth=0.9, zorder=1)
+        rows = {
+            row["bin"]: row for row in result["comparisons"] if (row["comparison"], row["metric"]) == (kind, metric)
+        }
+        for position, name in enumerate(names):
+            if name in rows:
+                _draw_difference(axis, position, rows[name])
+        axis.set_xticks(range(len(names)), ["all holes", *(f"{name}%" for name in BIN_NAMES)])
+        axis.set_xlim(-0.6, len(names) - 0.4)
+        axis.axvline(0.5, color="#DDDDDD", linewidth=0.8, zorder=0)
+        axis.set_title(COMPARISON_LABELS[kind], color=_INK, fontsize=10)
+        _plain(axis, "hole ratio")
+    unit = " (dB)" if metric.endswith("psnr") else ""
+    axes[0].set_ylabel(
+        f"difference in {metric.replace('_', ' ').replace('psnr', 'PSNR')}{unit}", color=_INK, fontsize=9
+    )
+    handles = [
+        Line2D([], [], color=_QUIET, linewidth=2.4, marker="s", markersize=6, label="mean and 95% interval"),
+        Line2D([], [], linestyle="none", **_SEED_MARK, label="one seed"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.savefig(path)
+    return path
+
+
+def _draw_difference(axis: Axes, position: int, row: Mapping[str, Any]) -> None:
+    low, high = row["low"], row["high"]
+    colour = _QUIET
+    if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+        colour = _ARM_STYLES["distilled"][0] if low > 0 else _ARM_STYLES["bare"][0] if high < 0 else _QUIET
+        axis.plot([position] * 2, [low, high], color=colour, linewidth=2.4, solid_capstyle="butt", zorder=2)
+    axis.plot(position, row["mean"], marker="s", markersize=6, color=colour, zorder=3)
+    seeds = row["differences"]
+    axis.plot(
+        position + 0.18 + np.linspace(0, min(0.24, 0.07 * (len(seeds) - 1)), len(seeds)),
+        seeds,
+        linestyle="none",
+        zorder=4,
+        **_SEED_MARK,
+    )
+
+
+def _plain(axis: Axes, label: str) -> None:
+    axis.set_xlabel(label, color=_INK, fontsize=9)
+    axis.grid(axis="y", color="#E6E6E6", linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.tick_params(labelsize=8.5, color=_QUIET, labelcolor=_INK)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(_QUIET)
+
+
+def _xy(curve: list[Any], key: str) -> tuple[list[float], list[float]]:
+    return [point[key] for point in curve], [point["hole_psnr"] for point in curve]
+
+
+def _mean_curve(points: list[Any]) -> list[dict[str, float]]:
+    """Average the seeds step by step, seconds included; steps that some seed lacks are left out."""
+    by_step = [{point["step"]: point for point in curve} for curve in points]
+    shared = sorted(set.intersection(*(set(curve) for curve in by_step)))
+    return [
+        {key: float(np.mean([curve[step][key] for curve in by_step])) for key in ("step", "seconds", "hole_psnr")}
+        for step in shared
+    ]
+
+
+def _enlarge(image: Tensor, factor: int) -> npt.NDArray[np.uint8]:
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    enlarged: npt.NDArray[np.uint8] = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    return enlarged
+
+
+def _write(figure: Figure, x: float, y: float, text: str, size: float) -> None:
+    width, height = figure.get_size_inches() * _DPI
+    figure.text(x / width, y / height, text, ha="center", va="center", fontsize=size, color=_INK)
