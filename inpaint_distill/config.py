@@ -159,6 +159,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         inner = [options[0]] * len(value) if options[-1] is Ellipsis else list(options)
         if len(inner) == len(value):
             return tuple(_convert(each, member, where) for each, member in zip(inner, value, strict=True))
+    elif origin is dict and isinstance(value, Mapping):
+        return dict(value)
     elif hint is float and type(value) in (int, float):
         return float(value)
     elif hint is Path and isinstance(value, str):

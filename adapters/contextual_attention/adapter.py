@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from inpaint_distill.adapters.contextual_attention.network import ContextualAttentionGenerator
 from torch import Tensor, nn
 
-from inpaint_distill.adapters.contextual_attention.network import ContextualAttentionGenerator
 from inpaint_distill.host.adapter import Adapter
 
 __all__ = ["ContextualAttentionAdapter"]
@@ -26,7 +26,10 @@ class ContextualAttentionAdapter(Adapter):
 
     def matches(self, host: nn.Module) -> bool:
         """Recognise our reference by its class name and its two stages."""
-        return type(host).__name__ == "ContextualAttentionGenerator" and {"coarse", "refine"} <= set(host._modules)
+        return (
+            type(host).__name__ == "ContextualAttentionGenerator"
+            and {"coarse", "refine"} <= dict(host.named_children()).keys()
+        )
 
     def build(self, **kwargs: Any) -> nn.Module:
         """Build a :class:`ContextualAttentionGenerator`, by default one that trains on a CPU at 64 px."""

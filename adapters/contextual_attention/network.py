@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from inpaint_distill.adapters.contextual_attention.two_stage import TwoStageGenerator
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

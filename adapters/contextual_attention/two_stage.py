@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from inpaint_distill.adapters.contextual_attention.attention import ContextualAttention
 from torch import Tensor, nn
 
-from inpaint_distill.adapters.contextual_attention.attention import ContextualAttention
 from inpaint_distill.errors import ConfigError, InputError
 
 __all__ = ["CoarseNet", "ConvFactory", "RefineNet", "TwoStageGenerator"]
@@ -82,9 +82,9 @@ class RefineNet(nn.Module):
 
     def forward(self, x: Tensor, hole: Tensor) -> Tensor:
         """Map (B, 5, H, W) and the hole (B, 1, H, W) to an image (B, 3, H, W)."""
-        copied = self.attention_head(self.attention(self.attention_encoder(x), hole))
-        # The branch whose stages are distilled runs last, so that nothing of it is computed before it is needed.
+        # The convolution branch comes first: a forward that is run for its stages alone can stop there.
         seen = self.dilated(self.encoder(x))
+        copied = self.attention_head(self.attention(self.attention_encoder(x), hole))
         image: Tensor = self.decoder(torch.cat([seen, copied], dim=1))
         return image
 

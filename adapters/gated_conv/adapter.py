@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from inpaint_distill.adapters.gated_conv.network import GatedConvGenerator
 from torch import Tensor, nn
 
-from inpaint_distill.adapters.gated_conv.network import GatedConvGenerator
 from inpaint_distill.host.adapter import Adapter
 
 __all__ = ["GatedConvAdapter"]
@@ -26,7 +26,9 @@ class GatedConvAdapter(Adapter):
 
     def matches(self, host: nn.Module) -> bool:
         """Recognise our reference by its class name and its two stages."""
-        return type(host).__name__ == "GatedConvGenerator" and {"coarse", "refine"} <= set(host._modules)
+        return (
+            type(host).__name__ == "GatedConvGenerator" and {"coarse", "refine"} <= dict(host.named_children()).keys()
+        )
 
     def build(self, **kwargs: Any) -> nn.Module:
         """Build a :class:`GatedConvGenerator`, by default one that trains on a CPU at 64 px."""

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 __all__ = ["GatedConv"]
 
-# For z, g ~ N(0, 1): E[(elu(2.45 z) sigmoid(g))^2] = 1. Without it every gate halves the signal, and after the more
-# than thirty layers of two stages nothing of the input is left.
-GATED_GAIN = 2.45
+# For z, g ~ N(0, 1): E[(elu(2.71 z) sigmoid(0.1 g))^2] = 1. Without it every gate halves the signal, and after the more
+# than thirty layers of two stages nothing of the input is left. Gates start near one half, because gates that follow
+# the size of their input let large features grow from layer to layer.
+FEATURE_GAIN = 2.71
+GATE_GAIN = 0.1
 
 
 class GatedConv(nn.Module):
@@ -29,8 +31,8 @@ class GatedConv(nn.Module):
         padding = dilation * (kernel_size // 2)
         self.conv = nn.Conv2d(in_channels, 2 * out_channels, kernel_size, stride, padding, dilation)
         std = 1 / math.sqrt(in_channels * kernel_size**2)
-        nn.init.normal_(self.conv.weight[:out_channels], std=GATED_GAIN * std)
-        nn.init.normal_(self.conv.weight[out_channels:], std=std)
+        nn.init.normal_(self.conv.weight[:out_channels], std=FEATURE_GAIN * std)
+        nn.init.normal_(self.conv.weight[out_channels:], std=GATE_GAIN * std)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, H, W) to (B, out, H / stride, W / stride)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from inpaint_distill.adapters.partial_conv.network import PartialConvUNet
+
 from inpaint_distill.host.adapter import Adapter
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ class PartialConvAdapter(Adapter):
 
     def matches(self, host: nn.Module) -> bool:
         """Recognise our reference by its class name and its two halves."""
-        return type(host).__name__ == "PartialConvUNet" and {"encoder", "decoder", "head"} <= set(host._modules)
+        return (
+            type(host).__name__ == "PartialConvUNet"
+            and {"encoder", "decoder", "head"} <= dict(host.named_children()).keys()
+        )
 
     def build(self, **kwargs: Any) -> nn.Module:
         """Build a :class:`PartialConvUNet`, by default one that trains on a CPU at 64 px."""

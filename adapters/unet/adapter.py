@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from inpaint_distill.adapters.unet.network import InpaintUNet
 from torch import Tensor, nn
 
-from inpaint_distill.adapters.unet.network import InpaintUNet
 from inpaint_distill.host.adapter import Adapter
 
 __all__ = ["UNetAdapter"]
@@ -25,7 +25,10 @@ class UNetAdapter(Adapter):
 
     def matches(self, host: nn.Module) -> bool:
         """Recognise our reference by its class name and its two halves."""
-        return type(host).__name__ == "InpaintUNet" and {"encoder", "decoder", "head"} <= set(host._modules)
+        return (
+            type(host).__name__ == "InpaintUNet"
+            and {"encoder", "decoder", "head"} <= dict(host.named_children()).keys()
+        )
 
     def build(self, **kwargs: Any) -> nn.Module:
         """Build an :class:`InpaintUNet`, by default one that trains on a CPU at 64 px."""

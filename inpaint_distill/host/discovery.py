@@ -108,7 +108,7 @@ def output_stages(trace: Trace) -> tuple[Stage, ...]:
 def _stage_of(trace: Trace, name: str, item: str | Stage) -> Stage:
     call = item.call if isinstance(item, Stage) else 0
     events = [event for event in trace.events if (event.name, event.call) == (name, call)]
-    maps = [found for event in events for found in _maps(event, trace.image_size)]
+    maps = [found for event in events for found in _maps(event, trace.image_size, least=1)]
     if isinstance(item, Stage) and item.select:
         maps = [found for found in maps if found.path == item.select]
     if not maps:
@@ -121,13 +121,13 @@ def _stage_of(trace: Trace, name: str, item: str | Stage) -> Stage:
     return maps[0].stage(trace.image_size)
 
 
-def _maps(event: Event, image_size: tuple[int, int]) -> list[_Map]:
-    """Read every tensor of an event's output as a map where its shape allows it."""
+def _maps(event: Event, image_size: tuple[int, int], least: int = _MIN_CHANNELS) -> list[_Map]:
+    """Read every tensor of an event's output as a map where its shape allows it and it has the least channels."""
     found = []
     for path, shape, identity in event.outputs:
         for layout, channels, size in _readings(shape, image_size):
             level = level_of(size, image_size)
-            if level is not None and channels >= _MIN_CHANNELS:
+            if level is not None and channels >= least:
                 found.append(_Map(event, path, layout, channels, size, level, identity))
                 break
     return found

@@ -1,0 +1,216 @@
+"""Train one host once, with or without distillation, resumable and with everything paired that can be."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from inpaint_distill.adapters import get
+from inpaint_distill.distiller import Distiller, attach
+from inpaint_distill.errors import ConfigError
+from inpaint_distill.teachers import FrozenTeacher
+from inpaint_distill.training.data import Batches, EvalSet
+from inpaint_distill.training.images import crop_batch
+from inpaint_distill.training.masks import ratio_bin
+from inpaint_distill.training.metrics import score, summarise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from inpaint_distill.host.adapter import Adapter
+    from inpaint_distill.training.data import StudyData
+    from inpaint_distill.training.settings import BoostSettings, Run
+
+__all__ = ["Trainer", "evaluate", "mean_fill", "reconstruction_loss", "restore"]
+
+_STUCK_MARGIN = 0.5  # dB above filling the hole with one colour, below which a host has not learned
+
+
+def reconstruction_loss(outputs: tuple[Tensor, ...], image: Tensor, hole: Tensor) -> Tensor:
+    """Return the host's own loss: L1 in the hole plus L1 outside it, each a mean, averaged over its images."""
+    inside = hole.sum().clamp_min(1) * image.shape[1]
+    outside = (1 - hole).sum().clamp_min(1) * image.shape[1]
+    losses = []
+    for output in outputs:
+        error = (output - image).abs()
+        losses.append((error * hole).sum() / inside + (error * (1 - hole)).sum() / outside)
+    return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def restore(host: nn.Module, adapter: Adapter, data: EvalSet, batch: int = 64) -> Tensor:
+    """Return the host's images (N, 3, H, W) for a set, in eval mode; its training flags are given back."""
+    modes = {module: module.training for module in host.modules()}
+    device = next(host.parameters()).device
+    host.eval()
+    parts = [
+        adapter.call(host, images.to(device), holes.to(device)).cpu()
+        for images, holes in zip(torch.split(data.images, batch), torch.split(data.holes, batch), strict=True)
+    ]
+    for module, training in modes.items():
+        module.training = training
+    return torch.cat(parts)
+
+
+def evaluate(restored: Tensor, data: EvalSet) -> dict[str, dict[str, float]]:
+    """Score restored images by metric and bin of the hole ratio."""
+    return summarise(score(restored, data.images, data.holes), ratio_bin(data.holes))
+
+
+def mean_fill(data: EvalSet) -> float:
+    """Return the hole PSNR of filling each hole with the mean colour of its known pixels: what no host may miss."""
+    known = 1 - data.holes
+    colour = (data.images * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp_min(1)
+    return float(score(colour.expand_as(data.images), data.images, data.holes)["hole_psnr"].mean())
+
+
+class Trainer:
+    """One run: a host, its optimizer and schedule, its batches and, in the distilled arm, a distiller.
+
+    Args:
+        run: Arm, seed, steps and learning rate.
+        settings: The study.
+        data: Its pixels.
+    """
+
+    def __init__(self, run: Run, settings: BoostSettings, data: StudyData) -> None:
+        self.run = run
+        self.settings = settings
+        self.data = data
+        self.adapter: Adapter = get(settings.host)
+        self.device = torch.device(settings.device)
+        torch.manual_seed(run.seed)
+        host = self.adapter.build(**settings.host_options)
+        if host is None:
+            raise ConfigError(
+                f"to build the host {settings.host!r}", "its code has to be cloned", "attach() in its own loop"
+            )
+        host.to(self.device)
+        host.train()
+        self.host = host
+        self.optimizer = torch.optim.Adam(self.host.parameters(), lr=run.lr, betas=(0.9, 0.99))
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, max_lr=run.lr, total_steps=run.steps + 1, pct_start=0.1, cycle_momentum=False
+        )
+        self.batches = Batches(data, settings.size, settings.batch, run.seed)
+        self.distiller = self._attach() if run.arm == "distilled" else None
+        self.step = 0
+        self.seconds = 0.0
+        self.curve: list[dict[str, float]] = []
+        self.train_loss = math.nan
+
+    def train_step(self) -> Tensor:
+        """Do one step and return the host's own loss."""
+        image, hole = (tensor.to(self.device) for tensor in self.batches.draw())
+        loss = reconstruction_loss(self.adapter.outputs(self.host, image, hole), image, hole)
+        total = loss if self.distiller is None else loss + self.distiller.loss(image, hole)
+        self.optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.host.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.step += 1
+        return loss.detach()
+
+    def train(self, folder: Path, progress: Callable[[int], bool]) -> dict[str, Any]:
+        """Train to the end, resuming from ``folder`` where a checkpoint lies there, and score the test set.
+
+        Args:
+            folder: Where checkpoints are kept while the run lasts.
+            progress: Told the number of steps done; where it returns ``False``, the run is saved and ends.
+
+        Raises:
+            KeyboardInterrupt: ``progress`` ended the run.
+        """
+        checkpoint = folder / f"{self.run.name}.checkpoint"
+        self._resume(checkpoint)
+        points = {round(self.run.steps * (i + 1) / self.settings.evaluations) for i in range(self.settings.evaluations)}
+        while self.step < self.run.steps:
+            began = time.perf_counter()
+            loss = self.train_step()
+            self.seconds += time.perf_counter() - began
+            if self.step in points:
+                self.train_loss = float(loss)
+                self._add_point()
+                self._save(checkpoint)
+            if not progress(self.step):
+                self._save(checkpoint)
+                raise KeyboardInterrupt
+        return self._result()
+
+    def restored(self, count: int) -> Tensor:
+        """Return the host's images for the first test images, for the panels."""
+        test = self.data.test
+        return restore(self.host, self.adapter, EvalSet(test.images[:count], test.holes[:count]))
+
+    def _attach(self) -> Distiller:
+        config = self.settings.distillation_for(self.run.steps)
+        teacher = None
+        if config.teacher == "frozen":
+            generator = torch.Generator().manual_seed(self.run.seed)
+            images = crop_batch(self.data.train, torch.arange(len(self.data.train)), self.settings.size, generator)
+            teacher = FrozenTeacher(images, steps=config.teacher_steps, lr=config.teacher_lr, seed=self.run.seed)
+        return attach(self.host, self.optimizer, teacher=teacher, config=config, adapter=self.adapter)
+
+    def _add_point(self) -> None:
+        scores = evaluate(restore(self.host, self.adapter, self.data.val), self.data.val)
+        self.curve.append(
+            {
+                "step": self.step,
+                "seconds": round(self.seconds, 3),
+                "hole_psnr": scores["hole_psnr"]["all"],
+                "train_loss": self.train_loss,
+            }
+        )
+
+    def _result(self) -> dict[str, Any]:
+        stuck = not self.curve[-1]["hole_psnr"] > mean_fill(self.data.val) + _STUCK_MARGIN
+        return {
+            "arm": self.run.arm,
+            "seed": self.run.seed,
+            "steps": self.run.steps,
+            "lr": self.run.lr,
+            "seconds": round(self.seconds, 3),
+            "stuck": stuck,
+            "curve": self.curve,
+            "scores": evaluate(restore(self.host, self.adapter, self.data.test), self.data.test),
+        }
+
+    def _save(self, path: Path) -> None:
+        """Write a checkpoint: the old one or the new one is there at every moment."""
+        state = {
+            "host": self.host.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "batches": self.batches.state(),
+            "rng": torch.get_rng_state(),
+            "progress": {"step": self.step, "seconds": self.seconds, "curve": self.curve},
+        }
+        if self.distiller is not None and self.distiller.plan is not None:
+            self.distiller.save(path.with_suffix(f".distiller-{self.step}"))
+        temporary = path.with_suffix(".partial")
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+        for old in path.parent.glob(f"{path.stem}.distiller-*"):
+            if old.name != f"{path.stem}.distiller-{self.step}":
+                old.unlink()
+
+    def _resume(self, path: Path) -> None:
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        self.host.load_state_dict(state["host"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.batches.load(state["batches"])
+        torch.set_rng_state(state["rng"])
+        self.step, self.seconds = state["progress"]["step"], state["progress"]["seconds"]
+        self.curve = state["progress"]["curve"]
+        if self.distiller is not None:
+            self.distiller.load(path.with_suffix(f".distiller-{self.step}"))

@@ -1,0 +1,130 @@
+"""Run many trainings, several at a time, with progress; a finished run is kept and not done again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import queue
+import signal
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from inpaint_distill.training.loop import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from multiprocessing.queues import Queue
+    from multiprocessing.synchronize import Event
+    from pathlib import Path
+
+    from rich.progress import Progress
+    from torch import Tensor
+
+    from inpaint_distill.training.data import StudyData
+    from inpaint_distill.training.settings import BoostSettings, Run
+
+__all__ = ["PANELS", "Pool"]
+
+PANELS = 8
+_PERIOD = 0.2  # seconds between two looks at the progress of the workers
+_REPORT_EVERY = 10  # steps
+
+_worker: dict[str, Any] = {}
+
+
+def _start(
+    settings: BoostSettings, data: StudyData, folder: Path, messages: Queue[tuple[str, int]], stop: Event
+) -> None:
+    """Prepare a worker process: one thread, so that as many runs as cores do not disturb each other."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and asks the workers to save and stop
+    torch.set_num_threads(1)
+    _worker.update(settings=settings, data=data, folder=folder, messages=messages, stop=stop)
+
+
+def _train(run: Run) -> None:
+    """Train one run in a worker and leave its result, and its images for the panels, in the folder."""
+    folder: Path = _worker["folder"]
+
+    def progress(step: int) -> bool:
+        if step % _REPORT_EVERY == 0 or step == run.steps:
+            _worker["messages"].put((run.name, step))
+        return not _worker["stop"].is_set()
+
+    trainer = Trainer(run, _worker["settings"], _worker["data"])
+    result = trainer.train(folder, progress)
+    save_file({"restored": trainer.restored(PANELS)}, folder / f"{run.name}.safetensors")
+    partial = folder / f"{run.name}.partial"
+    partial.write_text(json.dumps(result), encoding="utf-8")
+    os.replace(partial, folder / f"{run.name}.json")
+    for part in ("checkpoint", "distiller-*"):
+        for file in folder.glob(f"{run.name}.{part}"):
+            file.unlink()
+
+
+class Pool:
+    """Worker processes that train runs of one study.
+
+    Args:
+        settings: The study.
+        data: Its pixels, shared with the workers.
+        folder: Where results and checkpoints are kept.
+        progress: Where a bar is drawn for every run.
+    """
+
+    def __init__(self, settings: BoostSettings, data: StudyData, folder: Path, progress: Progress) -> None:
+        self.folder = folder
+        self.progress = progress
+        data.share()
+        context = multiprocessing.get_context("spawn")
+        self.messages: Queue[tuple[str, int]] = context.Queue()
+        jobs = settings.jobs or (1 if settings.device == "cuda" else os.cpu_count() or 1)
+        self.stop = context.Event()
+        self.executor = ProcessPoolExecutor(jobs, context, _start, (settings, data, folder, self.messages, self.stop))
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()  # after Ctrl-C, the workers save where they are
+        self.executor.shutdown(wait=True, cancel_futures=True)
+        self.messages.close()
+
+    def train(self, runs: Sequence[Run], title: str) -> list[dict[str, Any]]:
+        """Train the runs that have no result yet and return all results, in order.
+
+        Args:
+            runs: What to train.
+            title: Shown before each run's name.
+        """
+        bars = {}
+        futures: set[Future[None]] = set()
+        for run in runs:
+            done = (self.folder / f"{run.name}.json").exists()
+            label = f"{title} {run.arm} seed {run.seed} lr {run.lr:g}"
+            bars[run.name] = self.progress.add_task(label, total=run.steps, completed=run.steps if done else 0)
+            if not done:
+                futures.add(self.executor.submit(_train, run))
+        while futures:
+            done_now, futures = wait(futures, timeout=_PERIOD, return_when=FIRST_COMPLETED)
+            self._draw(bars)
+            for future in done_now:
+                future.result()
+        self._draw(bars)
+        return [json.loads((self.folder / f"{run.name}.json").read_text(encoding="utf-8")) for run in runs]
+
+    def restored(self, run: Run) -> Tensor:
+        """Return a finished run's images for the panels."""
+        return load_file(self.folder / f"{run.name}.safetensors")["restored"]
+
+    def _draw(self, bars: dict[str, Any]) -> None:
+        while True:
+            try:
+                name, step = self.messages.get_nowait()
+            except queue.Empty:
+                return
+            if name in bars:
+                self.progress.update(bars[name], completed=step)

@@ -1,0 +1,118 @@
+"""What a boost study is: one dataclass that round-trips with YAML and with the settings in ``result.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from inpaint_distill.config import Config, TermConfig
+from inpaint_distill.errors import ConfigError
+
+__all__ = ["Arm", "BoostSettings", "Run"]
+
+Arm = Literal["bare", "distilled", "bare_equal_time"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training of one host.
+
+    Attributes:
+        arm: ``bare``: the host alone; ``distilled``: with distillation; ``bare_equal_time``: alone, for the seconds
+            that the distilled one takes.
+        seed: Seed of initialisation, data order, crops and masks: the same for every arm.
+        steps: Optimizer steps, over which the schedule is laid.
+        lr: Peak learning rate.
+    """
+
+    arm: Arm
+    seed: int
+    steps: int
+    lr: float
+
+    @property
+    def name(self) -> str:
+        """Name of the run's files."""
+        return f"{self.arm}-seed{self.seed}-steps{self.steps}-lr{self.lr:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoostSettings:
+    """A paired study of a host alone and the host with distillation.
+
+    Attributes:
+        host: Name of the family in ``inpaint_distill.adapters``.
+        host_options: Arguments of the family's ``build``.
+        data: Folder of images, searched recursively; ``None`` makes synthetic scenes.
+        masks: Folder of masks, white = hole; ``None`` draws free-form ones.
+        size: Side of the training crops and the test images, in pixels.
+        train_images: Use at most this many training images; with synthetic scenes, make this many.
+        eval_images: Use at most this many validation and as many test images.
+        batch: Images per step.
+        steps: Optimizer steps of the host and of the distilled host.
+        seeds: One paired run each.
+        lrs: Learning rates among which the bare host's is chosen, on validation images; extended where the best is at
+            the end of the list.
+        tune_steps: Steps of each of these trials; ``None`` for ``steps``.
+        clip: Largest gradient norm.
+        evaluations: Points of the learning curve.
+        fade: Parts of the training (first, last) between which distillation fades to zero; ``None`` for never. It
+            replaces ``distillation.decay``.
+        equal_time: Also train the bare host for the seconds of the distilled one.
+        distillation: The distillation.
+        jobs: Runs at a time, one thread each; ``None`` for the number of cores (1 on an accelerator).
+        device: ``cpu`` or ``cuda``.
+    """
+
+    host: str = "gated-conv"
+    host_options: dict[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    masks: str | None = None
+    size: int = 32
+    train_images: int | None = None
+    eval_images: int | None = 400
+    batch: int = 16
+    steps: int = 400
+    seeds: tuple[int, ...] = (0, 1, 2)
+    lrs: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    tune_steps: int | None = None
+    clip: float = 1.0
+    evaluations: int = 10
+    fade: tuple[float, float] | None = (0.5, 1.0)
+    equal_time: bool = True
+    distillation: Config = field(default_factory=Config)
+    jobs: int | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("size", "batch", "steps", "evaluations"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, f"{getattr(self, name)}", "use an integer >= 1")
+        for name in ("train_images", "eval_images", "tune_steps", "jobs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(name, f"{value}", "use an integer >= 1, or leave it out")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError("seeds", f"{self.seeds}", "give distinct seeds, at least one; an interval needs two")
+        if not self.lrs or min(self.lrs) <= 0:
+            raise ConfigError("lrs", f"{self.lrs}", "give at least one learning rate > 0")
+        if self.fade is not None and not 0 <= self.fade[0] < self.fade[1] <= 1:
+            raise ConfigError("fade", f"{self.fade}", "give two parts of the training, 0 <= first < last <= 1")
+
+    def distillation_for(self, steps: int) -> Config:
+        """Return the distillation with its fade in steps."""
+        if self.fade is None:
+            return self.distillation
+        first, last = (round(part * steps) for part in self.fade)
+        return dataclasses.replace(self.distillation, decay=(first, max(last, first + 1)))
+
+    def trials(self) -> list[Run]:
+        """Return the runs among which the learning rate is chosen; their seed is none of the study's."""
+        seed = 1 + max(*self.seeds, 999)
+        return [Run(arm="bare", seed=seed, steps=self.tune_steps or self.steps, lr=lr) for lr in self.lrs]
+
+    def undistilled(self) -> bool:
+        """Tell whether every distillation weight is zero."""
+        terms: tuple[TermConfig, ...] = (self.distillation.cross, self.distillation.self_)
+        return not any(term.weight for term in terms)

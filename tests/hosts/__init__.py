@@ -1,0 +1,18 @@
+"""The toy zoo: one small host per trait of public inpainting models, and the loop that trains them in tests."""
+
+from hosts.loop import batch, batches, footprint, make_optimizer, reconstruct, same, state_of, train
+from hosts.zoo import ZOO, ZOO_NAMES, ToyHost
+
+__all__ = [
+    "ZOO",
+    "ZOO_NAMES",
+    "ToyHost",
+    "batch",
+    "batches",
+    "footprint",
+    "make_optimizer",
+    "reconstruct",
+    "same",
+    "state_of",
+    "train",
+]

@@ -1,0 +1,70 @@
+"""Hosts that differ in how they take the image and the mask."""
+
+import torch
+from hosts.base import Plain
+
+__all__ = ["CALLS", "Keywords", "MasksItself", "Nested", "Pooled"]
+
+_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+class Keywords(Plain):
+    """Takes everything by keyword, and a setting that is no tensor."""
+
+    def forward(self, *, picture, holes, mode="train"):
+        return super().forward(picture, holes)
+
+
+class MasksItself(Plain):
+    """Takes the whole image and empties the hole itself."""
+
+    def forward(self, image, mask):
+        return super().forward(image * (1 - mask) + mask, mask)
+
+
+class Nested(Plain):
+    """Takes one nested container, with a timestep that it ignores."""
+
+    def forward(self, batch):
+        picture, holes = batch["pixels"]
+        return super().forward(picture, holes)
+
+
+class Pooled(Plain):
+    """Takes the mask at half the resolution."""
+
+    def forward(self, image, mask):
+        return super().forward(image, torch.nn.functional.interpolate(mask, scale_factor=2))
+
+
+def _rgb_known(host, image, mask):
+    known = (1 - mask).expand_as(image)
+    return host(image * known, known)
+
+
+CALLS = {
+    "cat": lambda host, image, mask: host(torch.cat([image * (1 - mask), mask], 1)),
+    "cat_known": lambda host, image, mask: host(torch.cat([image * (1 - mask), 1 - mask], 1)),
+    "mask_first": lambda host, image, mask: host(torch.cat([mask, image * (1 - mask)], 1)),
+    "separate": lambda host, image, mask: host(image * (1 - mask), mask),
+    "separate_known": lambda host, image, mask: host(image * (1 - mask), 1 - mask),
+    "rgb_known": _rgb_known,
+    "ones": lambda host, image, mask: host(torch.cat([image * (1 - mask), torch.ones_like(mask), mask], 1)),
+    "ones_and_mask": lambda host, image, mask: host(
+        torch.cat([image * (1 - mask), torch.ones_like(mask), mask], 1), mask
+    ),
+    "centred_mask": lambda host, image, mask: host(torch.cat([0.5 - mask, image * (1 - mask)], 1)),
+    "whole": lambda host, image, mask: host(image, mask),
+    "unit": lambda host, image, mask: host(torch.cat([(image + 1) / 2 * (1 - mask), mask], 1)),
+    "imagenet": lambda host, image, mask: host(((image + 1) / 2 - _MEAN) / _STD * (1 - mask), mask),
+    "bytes": lambda host, image, mask: host((image + 1) * 127.5 * (1 - mask), mask * 255),
+    "bgr": lambda host, image, mask: host(image.flip(1) * (1 - mask), mask),
+    "white": lambda host, image, mask: host(image * (1 - mask) + mask),
+    "bool_mask": lambda host, image, mask: host(image * (1 - mask), (mask > 0.5)),
+    "half_mask": lambda host, image, mask: host(image * (1 - mask), torch.nn.functional.max_pool2d(mask, 2)),
+    "keywords": lambda host, image, mask: host(picture=image * (1 - mask), holes=mask, mode="train"),
+    "nested": lambda host, image, mask: host(
+        {"pixels": (image * (1 - mask), mask), "step": torch.zeros(len(image), dtype=torch.long)}
+    ),
+}

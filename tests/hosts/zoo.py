@@ -1,0 +1,116 @@
+"""The table of toy hosts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from hosts import conventions, outputs, states
+from hosts.base import Plain
+from torch import nn
+
+__all__ = ["ZOO", "ZOO_NAMES", "ToyHost"]
+
+_ENCODER = ("enc0", "enc1", "enc2")
+
+
+@dataclass(frozen=True)
+class ToyHost:
+    """One host and how its author calls it.
+
+    Attributes:
+        trait: What is special about it.
+        make: Build it.
+        convention: Key of :data:`hosts.conventions.CALLS`.
+        stages: Labels of its encoder's stages as a plan should name them.
+        index: Where the restored image is in the output.
+    """
+
+    trait: str
+    make: Callable[[], nn.Module]
+    convention: str = "cat"
+    stages: tuple[str, ...] = _ENCODER
+    index: tuple = ()
+
+    def build(self, seed=0):
+        """Build with fixed weights, whatever the random state; the state is as before afterwards."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.make()
+
+    def call(self, host, image, mask):
+        """Run as its author does: ``image`` in [-1, 1], ``mask`` 1 in the hole."""
+        return conventions.CALLS[self.convention](host, image, mask)
+
+    def select(self, output):
+        """Take the restored image from the output."""
+        for key in self.index:
+            output = getattr(output, key) if isinstance(key, str) and not isinstance(output, dict) else output[key]
+        return output
+
+
+_PAIRS = tuple(f"{name}[0]" for name in _ENCODER)
+
+ZOO = {
+    # how image and mask are passed
+    "concatenated": ToyHost("mask 1 = hole, concatenated", Plain),
+    "concatenated_known": ToyHost("mask 1 = known, concatenated", Plain, "cat_known"),
+    "mask_first": ToyHost("mask before the image", Plain, "mask_first"),
+    "separate": ToyHost("mask 1 = hole as an argument", Plain, "separate"),
+    "separate_known": ToyHost("mask 1 = known as an argument", Plain, "separate_known"),
+    "rgb_known": ToyHost("known mask repeated to 3 channels", partial(Plain, 6), "rgb_known"),
+    "ones_plane": ToyHost("with a plane of ones", partial(Plain, 5), "ones"),
+    "ones_and_mask": ToyHost("a plane of ones, and the mask a second time", partial(Plain, 6), "ones_and_mask"),
+    "centred_mask": ToyHost("known - 0.5 before the image", Plain, "centred_mask"),
+    "masks_itself": ToyHost("takes the whole image", conventions.MasksItself, "whole"),
+    "unit_range": ToyHost("image in [0, 1]", Plain, "unit"),
+    "imagenet": ToyHost("image ImageNet-normalised", Plain, "imagenet"),
+    "bytes": ToyHost("image and mask in 0..255", Plain, "bytes"),
+    "bgr": ToyHost("channels reversed", Plain, "bgr"),
+    "white_holes": ToyHost("holes painted white, no mask", partial(Plain, 3), "white"),
+    "bool_mask": ToyHost("mask as booleans", Plain, "bool_mask"),
+    "half_mask": ToyHost("mask at half the resolution", conventions.Pooled, "half_mask"),
+    "keywords": ToyHost("everything by keyword", conventions.Keywords, "keywords"),
+    "nested": ToyHost("one nested container", conventions.Nested, "nested"),
+    # what comes out
+    "image_and_none": ToyHost("returns (image, None)", outputs.ImageAndNone, index=(0,)),
+    "dict_output": ToyHost("returns a dict", outputs.DictOutput, index=("out",)),
+    "dataclass_output": ToyHost("returns a dataclass", outputs.DataclassOutput, index=("sample",)),
+    "returns_feature": ToyHost("returns (image, bottleneck)", outputs.ReturnsFeature, index=(0,)),
+    "two_stage": ToyHost(
+        "coarse and fine network",
+        outputs.CoarseFine,
+        "separate",
+        tuple(f"fine.{name}" for name in _ENCODER),
+        (1,),
+    ),
+    "partial_conv": ToyHost(
+        "stages put out (feature, mask)", outputs.PartialConv, "rgb_known", _PAIRS, (0,)
+    ),
+    "local_global": ToyHost("stages put out (feature, 0)", outputs.LocalGlobal, stages=_PAIRS),
+    "dict_stages": ToyHost(
+        "stages put out a dict",
+        outputs.NamedSkips,
+        stages=tuple(f"{name}['feature']" for name in ("first", "second", "third")),
+    ),
+    "tokens": ToyHost("features are tokens (B, N, C)", outputs.Tokens, stages=("mix", "merge")),
+    "nhwc": ToyHost("features are (B, H, W, C)", outputs.NHWC, stages=("layers.0", "layers.1")),
+    # what they do to themselves
+    "in_place": ToyHost("overwrites its features", states.InPlace),
+    "batch_norm": ToyHost("moves batch statistics", states.BatchNorm),
+    "shared_activation": ToyHost(
+        "one activation for all stages", states.SharedActivation, stages=("act", "act (call 1)", "act (call 2)")
+    ),
+    "hook_spectral_norm": ToyHost("torch's spectral norm", states.HookSpectralNorm),
+    "data_spectral_norm": ToyHost("power iteration through .data", states.DataSpectralNorm),
+    "cached_tensor": ToyHost("keeps a non-leaf tensor", states.CachedTensor),
+    "private_cache": ToyHost("keeps tensors in private attributes and lists", states.PrivateCache),
+    "silent_modes": ToyHost("train() returns None", states.SilentModes),
+    "noisy": ToyHost("random in eval mode", states.Noisy),
+    "recurrent": ToyHost(
+        "runs its encoder three times",
+        states.Recurrent,
+        stages=("down.enc0 (call 2)", "down.enc1 (call 2)", "down (call 2)"),  # `down` puts out enc2's tensor
+    ),
+}
+ZOO_NAMES = tuple(ZOO)

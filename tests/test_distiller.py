@@ -1,0 +1,681 @@
+"""The two lines in a user's loop: what they change, what they leave behind, and what a resumed run repeats."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from hosts import ZOO, ZOO_NAMES, ToyHost, batch, batches, footprint, make_optimizer, reconstruct, same, state_of, train
+from torch.nn import functional as F
+
+import inpaint_distill
+from inpaint_distill import Config, TermConfig, adapters
+from inpaint_distill.errors import CaptureError, ConfigError, PlanError, StateError
+
+OFF = {"cross": {"weight": 0.0}, "self": {"weight": 0.0}}
+QUICK = {"warmup": 0, "ema_decay": 0.9}
+FAMILIES = {
+    "gated-conv": {"width": 4},
+    "contextual-attention": {"width": 4},
+    "partial-conv": {"width": 8, "levels": 3},
+    "unet": {"width": 8},
+}
+
+
+class Family(ToyHost):
+    """A reference implementation of ``adapters/``, called through its adapter, in the zoo's clothes."""
+
+    def call(self, host, image, mask):
+        return adapters.get(self.trait).call(host, image, mask)
+
+
+def _family(name):
+    def make():
+        host = adapters.get(name).build(**FAMILIES[name])
+        return host.train()
+
+    return Family(name, make)
+
+
+EVERY_HOST = [pytest.param(ZOO[name], id=name) for name in ZOO_NAMES]
+EVERY_HOST += [pytest.param(_family(name), id=name) for name in FAMILIES]
+PLAIN = ZOO["separate"]
+
+
+def data(count, start=0):
+    """Batches large enough for every family."""
+    return batches(count, start, size=32)
+
+
+# -- weight 0 is the identity ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("toy", EVERY_HOST)
+def test_zero_weights_train_bit_identically_to_the_bare_host(toy):
+    runs = []
+    for attached in (False, True):
+        torch.manual_seed(1)
+        host = toy.build()
+        optimizer = make_optimizer(host)
+        distiller = inpaint_distill.attach(host, optimizer, config=OFF) if attached else None
+        losses = train(toy, host, optimizer, data(4), distiller)
+        runs.append((state_of(host, optimizer), losses))
+    assert same(runs[0], runs[1])
+
+
+@pytest.mark.parametrize("toy", EVERY_HOST)
+def test_planning_ahead_with_zero_weights_changes_nothing_either(toy):
+    image, mask = batch()
+    runs = []
+    for attached in (False, True):
+        torch.manual_seed(1)
+        host = toy.build()
+        optimizer = make_optimizer(host)
+        if attached:
+            recorded = _first_call(toy, host)
+            inpaint_distill.plan(host, image, mask) if recorded else None
+        train(toy, host, optimizer, data(2))
+        runs.append(state_of(host, optimizer))
+    assert same(runs[0], runs[1])
+
+
+def _first_call(toy, host):
+    """Tell whether a dry run knows how to call this host: only the common conventions can be guessed."""
+    return toy.trait in FAMILIES or toy.convention in ("cat", "separate", "ones", "ones_and_mask", "rgb_known", "whole")
+
+
+# -- with distillation -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("toy", EVERY_HOST)
+def test_every_host_trains_and_is_itself_again_after_detach(toy):
+    host = toy.build()
+    optimizer = make_optimizer(host)
+    before, hooks = footprint(host), vars(optimizer).keys()
+    distiller = inpaint_distill.attach(host, optimizer, config=QUICK)
+    losses = train(toy, host, optimizer, data(3), distiller)
+    assert all(torch.isfinite(loss) for loss in losses)
+
+    image, mask = batch(9)
+    watched = _outputs(toy, host, image, mask)
+    assert distiller.detach() is host
+    assert same(watched, _outputs(toy, host, image, mask))
+    assert _static(footprint(host)) == _static(before)
+    assert vars(optimizer).keys() == hooks
+    assert not optimizer._optimizer_step_post_hooks
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def _outputs(toy, host, image, mask):
+    host.eval()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(3)
+        return toy.select(toy.call(host, image, mask)).clone()
+
+
+def _static(notes):
+    """Leave out what the host itself writes in a forward: its caches and counters, and its training flag."""
+    own = {"training", "bottleneck", "_last", "history", "calls", "weight"}
+    return {name: (kind, {k: v for k, v in values.items() if k not in own}) for name, (kind, values) in notes.items()}
+
+
+@pytest.mark.parametrize("toy", EVERY_HOST)
+def test_the_loss_alone_reaches_the_layers_up_to_every_tapped_stage(toy):
+    host = toy.build()
+    distiller = inpaint_distill.attach(host, config=QUICK)
+    image, mask = batch()
+    toy.call(host, image, mask)
+    distiller.loss(image, mask).backward()
+    modules = dict(host.named_modules())
+    for stage in distiller.plan.stages:
+        gradients = [p.grad for p in modules[stage.name].parameters() if p.requires_grad]
+        if gradients:  # an activation has no parameter of its own
+            assert any(g is not None and g.abs().sum() > 0 for g in gradients), stage.label
+
+
+@pytest.mark.parametrize("toy", EVERY_HOST)
+def test_the_forward_is_the_same_while_it_is_watched(toy):
+    image, mask = batch()
+    outputs = []
+    for attached in (False, True):
+        host = toy.build()
+        distiller = inpaint_distill.attach(host, config=QUICK) if attached else None
+        torch.manual_seed(5)
+        outputs.append(toy.select(toy.call(host, image, mask)).detach().clone())
+        if distiller:
+            distiller.loss(image, mask)
+        outputs.append(torch.get_rng_state())
+        outputs.append(copy.deepcopy(host.state_dict()))
+    assert same(outputs[:3], outputs[3:])
+
+
+# -- ways to use it ----------------------------------------------------------------------------------------------------
+
+
+def test_planning_from_an_image_and_a_mask_taps_what_the_first_forward_would():
+    image, mask = batch()
+    host = PLAIN.build()
+    early = inpaint_distill.attach(host, image=image, mask=mask)
+    assert [stage.name for stage in early.plan.stages] == ["enc0", "enc1", "enc2"]
+    early.detach()
+    late = inpaint_distill.attach(host)
+    assert late.plan is None
+    PLAIN.call(host, image, mask)
+    assert late.plan.stages == early.plan.stages
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_dry_run_shows_the_stages_that_attach_taps(name):
+    toy = _family(name)
+    host = toy.build()
+    image, mask = batch()
+    shown = inpaint_distill.plan(host, image, mask)
+    with inpaint_distill.attach(host, image=image, mask=mask) as distiller:
+        assert shown.stages == distiller.plan.stages
+
+
+def test_the_context_manager_detaches_also_after_an_error():
+    host = PLAIN.build()
+    before = footprint(host)
+    with pytest.raises(ZeroDivisionError), inpaint_distill.attach(host, config=QUICK) as distiller:
+        image, mask = batch()
+        PLAIN.call(host, image, mask)
+        distiller.loss(image, mask)
+        raise ZeroDivisionError
+    assert footprint(host) == before
+
+
+def test_paused_forwards_are_not_watched_and_the_loss_is_zero():
+    host = PLAIN.build()
+    distiller = inpaint_distill.attach(host, config=QUICK)
+    image, mask = batch()
+    with distiller.paused():
+        PLAIN.call(host, image, mask)
+        assert distiller.plan is None
+        loss = distiller.loss(image, mask)
+    assert loss == 0
+    assert not loss.requires_grad
+    PLAIN.call(host, image, mask)
+    with distiller.paused(), torch.no_grad():
+        PLAIN.call(host, *batch(7))  # a validation forward between the step's forward and its loss
+    assert distiller.loss(image, mask) > 0
+
+
+def test_validation_under_no_grad_between_forward_and_loss_does_not_disturb():
+    host = PLAIN.build()
+    distiller = inpaint_distill.attach(host, config=QUICK)
+    image, mask = batch()
+    PLAIN.call(host, image, mask)
+    with torch.no_grad():
+        PLAIN.call(host, *batch(7, count=3))
+    assert distiller.loss(image, mask) > 0
+
+
+def test_without_an_optimizer_the_user_steps_the_distiller():
+    runs = []
+    for given in (True, False):
+        host = PLAIN.build()
+        optimizer = make_optimizer(host, torch.optim.AdamW, weight_decay=0.01)
+        distiller = inpaint_distill.attach(host, optimizer if given else None, config=QUICK)
+        for image, mask in batches(3):
+            loss = reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if not given:
+                distiller.step()
+        runs.append(state_of(host))
+    assert same(runs[0], runs[1])
+
+
+def test_a_learning_rate_schedule_works_beside_it():
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=6)
+    distiller = inpaint_distill.attach(host, optimizer, config=QUICK)
+    train(PLAIN, host, optimizer, batches(5), distiller, scheduler)
+    assert distiller._companion.inner.param_groups[0]["lr"] != 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (torch.optim.AdamW, {"betas": (0.5, 0.9), "weight_decay": 0.0}),
+        (torch.optim.Adam, {"betas": (0.5, 0.9)}),
+        (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+        (torch.optim.RMSprop, {"alpha": 0.8}),
+    ],
+)
+def test_the_added_networks_are_trained_by_an_optimizer_of_the_users_kind_and_settings(kind, settings):
+    host = PLAIN.build()
+    optimizer = make_optimizer(host, kind, lr=1e-3, **settings)
+    distiller = inpaint_distill.attach(host, optimizer, config=QUICK)
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    inner = distiller._companion.inner
+    assert type(inner) is kind
+    assert {key: inner.defaults[key] for key in settings} == settings
+
+
+def test_the_added_networks_learn():
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config=QUICK)
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    before = copy.deepcopy(distiller._terms.state_dict())
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    after = distiller._terms.state_dict()
+    assert all(not torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_users_optimizer_keeps_its_groups_and_its_state():
+    states = []
+    for attached in (False, True):
+        host = PLAIN.build()
+        optimizer = make_optimizer(host)
+        distiller = inpaint_distill.attach(host, optimizer, config=QUICK) if attached else None
+        train(PLAIN, host, optimizer, batches(2), distiller)
+        states.append(optimizer.state_dict())
+    bare, ours = states
+    assert bare["param_groups"] == ours["param_groups"]
+    assert {k: list(v) for k, v in bare["state"].items()} == {k: list(v) for k, v in ours["state"].items()}
+
+
+def test_under_gradient_accumulation_the_gradients_add_up():
+    gradients = []
+    for parts in (1, 2):
+        host = PLAIN.build()
+        distiller = inpaint_distill.attach(
+            host, config={**QUICK, "balance": "none", "cross": {"normalize": "none"}, "self": {"normalize": "none"}}
+        )
+        image, mask = batch(count=4)
+        mask = mask[:1].expand(4, -1, -1, -1)  # equal holes, so that the mean over the batch is the mean of the parts
+        for some, holes in zip(image.chunk(parts), mask.chunk(parts), strict=True):
+            ((reconstruct(PLAIN, host, some, holes) + distiller.loss(some, holes)) / parts).backward()
+        gradients.append([p.grad.clone() for p in host.parameters()])
+    for whole, summed in zip(*gradients, strict=True):
+        torch.testing.assert_close(summed, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("balance", ["none", "gradient_norm"])
+@pytest.mark.parametrize(("kind", "lr"), [(torch.optim.SGD, 1e-3), (torch.optim.AdamW, 1e-3)])
+def test_loss_scaling_leaves_the_training_as_it_was(kind, lr, balance):
+    runs = []
+    for scale in (None, 1024.0):
+        host = PLAIN.build()
+        optimizer = make_optimizer(host, kind, lr=lr)
+        distiller = inpaint_distill.attach(host, optimizer, config={**QUICK, "balance": balance})
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+        for image, mask in batches(4):
+            loss = reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        runs.append([*host.parameters(), *distiller._terms.parameters()])
+    for plain, scaled in zip(*runs, strict=True):
+        torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_that_the_scaler_skips_leaves_no_gradient_for_the_next():
+    host = PLAIN.build()
+    optimizer = make_optimizer(host, torch.optim.SGD, lr=1e-3)
+    distiller = inpaint_distill.attach(host, optimizer, config=QUICK)
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    image, mask = batch(1)
+    loss = reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)
+    optimizer.zero_grad()
+    scaler.scale(loss * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    losses = train(PLAIN, host, optimizer, batches(3, 2), distiller)
+    assert all(torch.isfinite(loss) for loss in losses)
+    assert all(torch.isfinite(p).all() for p in distiller._terms.parameters())
+
+
+@pytest.mark.parametrize("where", ["around everything", "around the host alone"])
+def test_it_works_under_autocast(where):
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config=QUICK)
+    for image, mask in batches(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = reconstruct(PLAIN, host, image, mask)
+            if where == "around everything":
+                added = distiller.loss(image, mask)
+        if where != "around everything":
+            added = distiller.loss(image, mask)
+        assert added.dtype == torch.float32
+        optimizer.zero_grad()
+        (loss + added).backward()
+        optimizer.step()
+        assert torch.isfinite(added)
+
+
+def test_a_smaller_last_batch_is_no_surprise():
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config=QUICK)
+    train(PLAIN, host, optimizer, [batch(0, count=3), batch(1, count=1), batch(2, count=3)], distiller)
+
+
+def test_another_image_size_is_no_surprise():
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config=QUICK)
+    train(PLAIN, host, optimizer, [batch(0, size=32), batch(1, size=48), batch(2, size=32)], distiller)
+
+
+def test_one_mask_serves_the_whole_batch():
+    host = PLAIN.build()
+    distiller = inpaint_distill.attach(host, config=QUICK)
+    image, mask = batch(count=3)
+    one = mask[:1]
+    toy = ZOO["concatenated"]
+    toy.call(host, image, one.expand(3, -1, -1, -1))
+    shared = distiller.loss(image, one)
+    toy.call(host, image, one.expand(3, -1, -1, -1))
+    torch.testing.assert_close(distiller.loss(image, one.expand(3, -1, -1, -1)), shared)
+
+
+def test_a_mask_of_booleans_or_bytes_gives_the_same_loss():
+    values = []
+    for dtype in (torch.float32, torch.bool, torch.uint8, torch.float64):
+        host = PLAIN.build()
+        distiller = inpaint_distill.attach(host, config=QUICK)
+        image, mask = batch()
+        PLAIN.call(host, image, mask)
+        values.append(distiller.loss(image, mask.to(dtype)))
+    assert all(torch.equal(value, values[0]) for value in values)
+
+
+# -- the size of what is added -----------------------------------------------------------------------------------------
+
+
+def test_no_step_gives_the_terms_more_than_their_share_of_the_gradient():
+    toy = ZOO["batch_norm"]
+    host = toy.build()
+    distiller = inpaint_distill.attach(host, config={"warmup": 0, "cross": {"weight": 0.5}, "self": {"weight": 0.0}})
+    features = []
+    handle = host.enc2.register_forward_hook(lambda module, args, output: features.append(output))
+    for image, mask in batches(3):
+        features.clear()
+        own = reconstruct(toy, host, image, mask)
+        added = distiller.loss(image, mask)
+        norms = [torch.autograd.grad(each, features[0], retain_graph=True)[0].norm() for each in (own, added)]
+        assert norms[1] <= 2 * norms[0], "one level's share may vary, not by an order of magnitude"
+        (own + added).backward()
+        distiller.step()
+    handle.remove()
+
+
+def test_the_log_names_the_terms_their_factors_and_the_sum():
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config={**QUICK, "balance": "none"})
+    assert distiller.log == {}
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    log = distiller.log
+    assert list(log) == ["cross", "self", "factor/cross", "factor/self", "loss"]
+    assert not any(value.requires_grad for value in log.values())
+    assert log["factor/cross"] == 0.5
+    torch.testing.assert_close(log["loss"], 0.5 * log["cross"] + 0.1 * log["self"])
+
+
+def test_the_terms_fade_in_and_out_with_the_steps():
+    config = Config(warmup=2, decay=(3, 5), balance="none", self_=TermConfig(weight=0.0), cross=TermConfig(weight=1.0))
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config=config)
+    factors = []
+    for image, mask in batches(6):
+        own = reconstruct(PLAIN, host, image, mask)
+        added = distiller.loss(image, mask)
+        factors.append(float(distiller.log["factor/cross"]) if added.requires_grad else 0.0)
+        optimizer.zero_grad()
+        (own + added).backward()
+        optimizer.step()
+    assert factors == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.5, 0.0])
+
+
+# -- leave no trace ----------------------------------------------------------------------------------------------------
+
+
+def test_other_peoples_hooks_stay_and_keep_their_order():
+    host = PLAIN.build()
+    calls = []
+    handle = host.enc1.register_forward_hook(lambda *_: calls.append("user"))
+    before = footprint(host)
+    distiller = inpaint_distill.attach(host, config=QUICK)
+    image, mask = batch()
+    PLAIN.call(host, image, mask)
+    distiller.loss(image, mask)
+    distiller.detach()
+    assert footprint(host) == before
+    calls.clear()
+    PLAIN.call(host, image, mask)
+    assert calls == ["user"]
+    handle.remove()
+
+
+def test_a_dropped_distiller_leaves_inert_hooks_and_no_memory():
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config=QUICK)
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    image, mask = batch()
+    kept = []
+    handle = host.enc1.register_forward_hook(lambda module, args, output: kept.append(weakref.ref(output)))
+    PLAIN.call(host, image, mask)  # a forward whose loss is never asked for
+    gone = weakref.ref(distiller)
+    del distiller
+    gc.collect()
+    assert gone() is None
+    assert kept[0]() is None, "the tapped feature lives as long as the host"
+    bare, other = PLAIN.build(), PLAIN.build()
+    bare.load_state_dict(host.state_dict())
+    other.load_state_dict(host.state_dict())
+    handle.remove()
+    first, second = (make_optimizer(each) for each in (bare, other))
+    assert same(train(PLAIN, host, optimizer, []), [])
+    train(PLAIN, bare, first, batches(1))
+    train(PLAIN, other, second, batches(1))
+    assert same(state_of(bare)["host"], state_of(other)["host"])
+    torch.testing.assert_close(PLAIN.call(host, image, mask), PLAIN.call(host, image, mask))
+
+
+def test_no_feature_outlives_the_step():
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config=QUICK)
+    kept = []
+    handle = host.enc1.register_forward_hook(lambda module, args, output: kept.append(weakref.ref(output)))
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    handle.remove()
+    assert len(kept) >= 2
+    assert all(reference() is None for reference in kept)
+    distiller.detach()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"stages": ["enc0", "nothing"]}, PlanError),
+        ({"stages": ["enc0"]}, ConfigError),
+        ({"teacher": "frozen"}, ConfigError),
+        ({"teacher": torch.nn.Linear(3, 3)}, Exception),
+    ],
+    ids=["unknown stage", "too few stages", "no images", "no encoder in the teacher"],
+)
+def test_an_error_in_attach_leaves_nothing_installed(arguments, error):
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    before, image_mask = footprint(host), dict(zip(("image", "mask"), batch(), strict=True))
+    random = torch.get_rng_state()
+    with pytest.raises(error):
+        inpaint_distill.attach(host, optimizer, **image_mask, **arguments)
+    assert footprint(host) == before
+    assert not optimizer._optimizer_step_post_hooks
+    assert torch.equal(torch.get_rng_state(), random)
+    if isinstance(arguments.get("teacher"), torch.nn.Module):
+        assert arguments["teacher"].training
+        assert not arguments["teacher"]._forward_hooks
+
+
+def test_an_error_in_the_first_forward_leaves_nothing_installed():
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    before = footprint(host)
+    distiller = inpaint_distill.attach(host, optimizer, stages=["enc0", "nothing"])
+    with pytest.raises(PlanError, match="nothing"):
+        PLAIN.call(host, *batch())
+    assert footprint(host) == before
+    assert not optimizer._optimizer_step_post_hooks
+    PLAIN.call(host, *batch())
+    with pytest.raises(CaptureError, match="detached"):
+        distiller.loss(*batch())
+
+
+def test_after_detach_a_second_distiller_can_be_attached():
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    for _ in range(2):
+        with inpaint_distill.attach(host, optimizer, config=QUICK) as distiller:
+            train(PLAIN, host, optimizer, batches(1), distiller)
+
+
+def test_the_teacher_may_be_a_foreign_module_and_is_given_back():
+    teacher = ZOO["white_holes"].build()
+    teacher.enc1.eval()
+    flags = [part.training for part in teacher.modules()]
+    before = footprint(teacher)
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    weights = copy.deepcopy(teacher.state_dict())
+    with inpaint_distill.attach(host, optimizer, teacher=teacher, config=QUICK) as distiller:
+        losses = train(PLAIN, host, optimizer, batches(2), distiller)
+    assert all(torch.isfinite(loss) for loss in losses)
+    assert [part.training for part in teacher.modules()] == flags
+    assert footprint(teacher) == before
+    assert same(teacher.state_dict(), weights)
+
+
+# -- save and load -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("teacher", ["ema", "online"])
+@pytest.mark.parametrize("name", ["separate", "batch_norm", "imagenet", "hook_spectral_norm", "noisy"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, name, teacher, kind):
+    toy = ZOO[name]
+    config = {"teacher": teacher, "warmup": 3, "balance_every": 2, "ema_decay": 0.9}
+
+    def start():
+        host = toy.build()
+        optimizer = make_optimizer(host, kind, lr=1e-3)
+        return host, optimizer, inpaint_distill.attach(host, optimizer, config=config)
+
+    torch.manual_seed(4)
+    host, optimizer, distiller = start()
+    train(toy, host, optimizer, batches(3), distiller)
+    saved = copy.deepcopy((host.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
+    distiller.save(tmp_path / "distiller.safetensors")
+    train(toy, host, optimizer, batches(3, 3), distiller)
+    through = (state_of(host, optimizer), distiller._terms.state_dict(), distiller._teacher.state())
+
+    torch.manual_seed(99)
+    host, optimizer, distiller = start()
+    host.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    distiller.load(tmp_path / "distiller.safetensors")
+    torch.set_rng_state(saved[2])
+    train(toy, host, optimizer, batches(3, 3), distiller)
+    resumed = (state_of(host, optimizer), distiller._terms.state_dict(), distiller._teacher.state())
+    assert same(through[0], resumed[0])
+    assert same(dict(through[1]), dict(resumed[1]))
+    assert same(through[2], resumed[2])
+
+
+def test_a_state_can_be_loaded_before_and_after_the_first_forward(tmp_path):
+    path = tmp_path / "state"
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config=QUICK)
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    distiller.save(path)
+    values = []
+    for early in (True, False):
+        other = PLAIN.build()
+        other.load_state_dict(host.state_dict())
+        second = inpaint_distill.attach(other, config=QUICK)
+        if not early:
+            PLAIN.call(other, *batch(5))
+            second.loss(*batch(5))
+        second.load(path)
+        PLAIN.call(other, *batch(6))
+        values.append(second.loss(*batch(6)))
+    assert torch.equal(values[0], values[1])
+
+
+def test_a_state_of_other_settings_or_another_host_is_refused(tmp_path):
+    path = tmp_path / "state"
+    host = PLAIN.build()
+    distiller = inpaint_distill.attach(host, config=QUICK)
+    with pytest.raises(StateError, match="not run"):
+        distiller.save(path)
+    PLAIN.call(host, *batch())
+    distiller.save(path)
+    with pytest.raises(StateError, match="warmup"):
+        inpaint_distill.attach(PLAIN.build(), config={**QUICK, "warmup": 7}).load(path)
+    other = ZOO["two_stage"]
+    host = other.build()
+    stranger = inpaint_distill.attach(host, config=QUICK)
+    stranger.load(path)
+    before = host.fine.enc0._forward_hooks.copy()
+    with pytest.raises(StateError, match="fine"):
+        other.call(host, *batch())
+    assert host.fine.enc0._forward_hooks == before
+    with pytest.raises(StateError, match="existing"):
+        distiller.save(tmp_path / "no" / "such" / "folder")
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_prints_as_a_table_and_a_stage_of_it_can_be_passed_back():
+    image, mask = batch()
+    host = PLAIN.build()
+    plan = inpaint_distill.plan(host, image, mask)
+    lines = str(plan).splitlines()
+    assert all(any(stage.name in line and str(stage.channels) in line for line in lines) for stage in plan.stages)
+    with inpaint_distill.attach(host, image=image, mask=mask, stages=plan.stages[1:]) as distiller:
+        assert distiller.plan.stages == plan.stages[1:]
+        assert "cross" in str(distiller.plan)
+        assert "ema" in str(distiller.plan)
+
+
+def test_a_stage_passed_with_clone_keeps_a_copy():
+    host = PLAIN.build()
+    stages = [inpaint_distill.Stage(name=name, clone=True) for name in ("enc0", "enc1")]
+    distiller = inpaint_distill.attach(host, stages=stages)
+    PLAIN.call(host, *batch())
+    assert all(stage.clone for stage in distiller.plan.stages)
+
+
+def test_globs_choose_stages_in_the_order_in_which_they_run():
+    host = PLAIN.build()
+    distiller = inpaint_distill.attach(host, stages=["enc[12]"])
+    PLAIN.call(host, *batch())
+    assert [stage.name for stage in distiller.plan.stages] == ["enc1", "enc2"]
+
+
+def test_an_in_place_host_is_tapped_before_it_overwrites():
+    toy = ZOO["in_place"]
+    host = toy.build()
+    distiller = inpaint_distill.attach(host, config={"balance": "none"})
+    image, mask = batch()
+    toy.call(host, image, mask)
+    features = distiller._taps.take()
+    x = F.conv2d(torch.cat([image * (1 - mask), mask], 1), host.enc0.weight, host.enc0.bias, padding=1)
+    torch.testing.assert_close(features[0], x)
