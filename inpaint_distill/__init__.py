@@ -15,8 +15,9 @@ from pathlib import Path
 if not (Path(__file__).parent / "adapters").is_dir() and (Path(__file__).parents[1] / "adapters").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
+from inpaint_distill.attach import attach
 from inpaint_distill.config import Config, TermConfig
-from inpaint_distill.distiller import Distiller, attach
+from inpaint_distill.distiller import Distiller
 from inpaint_distill.errors import InpaintDistillError
 from inpaint_distill.host.adapter import Adapter
 from inpaint_distill.host.stage import Stage

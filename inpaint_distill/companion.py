@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,20 +32,35 @@ class CompanionOptimizer:
         self.parameters = list(parameters)
         self.model = model
         self.inner: torch.optim.Optimizer | None = None
+        self.scale: Tensor | None = None
         if not self.parameters:
             return
         if model is None:
             self.inner = torch.optim.AdamW(self.parameters, lr=1e-3)
             return
+        if isinstance(model, torch.optim.LBFGS):  # its step wants the closure that only the user has
+            self.inner = torch.optim.AdamW(self.parameters, lr=1e-3)
+            return
+        accepted = inspect.signature(type(model)).parameters
+        settings = {key: value for key, value in model.defaults.items() if key in accepted}
         try:
-            self.inner = type(model)(self.parameters, **model.defaults)
-        except TypeError:  # an optimizer of another package whose defaults are not its arguments
+            self.inner = type(model)(self.parameters, **settings)
+        except TypeError:  # an optimizer of another package whose arguments are not among its defaults
             self.inner = torch.optim.AdamW(self.parameters, lr=1e-3)
 
+    def arrive(self, gradient: Tensor) -> None:
+        """Note the factor with which one backward enters: a GradScaler's, or that of gradient accumulation."""
+        self.scale = gradient.detach() if self.scale is None else self.scale + gradient.detach()
+
     def step(self) -> None:
-        """Step where a gradient has arrived, and clear it."""
-        if self.inner is None or all(parameter.grad is None for parameter in self.parameters):
+        """Step along the mean of the gradients that have arrived, and clear them."""
+        if self.inner is None or self.scale is None:
             return
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                # What overflowed counts as nothing: GradScaler skips such a step for the host.
+                parameter.grad.div_(self.scale).nan_to_num_(0.0, 0.0, 0.0)
+        self.scale = None
         if self.model is not None:
             for group in self.inner.param_groups:
                 group["lr"] = self.model.param_groups[0]["lr"]
@@ -65,7 +81,9 @@ class CompanionOptimizer:
         if self.inner is not None:
             for name, value in {**tensors, **values}.items():
                 index, _, key = name.partition(".")
-                self.inner.state[self.parameters[int(index)]][key] = value
+                parameter = self.parameters[int(index)]
+                moment = isinstance(value, torch.Tensor) and value.ndim > 0  # a step count stays on the CPU
+                self.inner.state[parameter][key] = value.to(parameter.device) if moment else value
 
 
 def check_optimizer(host: nn.Module, optimizer: torch.optim.Optimizer | None) -> torch.optim.Optimizer | None:

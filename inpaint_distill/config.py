@@ -36,6 +36,7 @@ class TermConfig:
     region: Literal["hole", "all"] = "hole"
 
     def __post_init__(self) -> None:
+        _check(self)
         if not self.weight >= 0:
             raise ConfigError("a term's weight", f"{self.weight}", "use a number >= 0; 0 switches the term off")
 
@@ -73,11 +74,14 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check(self)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError("ema_decay", f"{self.ema_decay}", "use a number in [0, 1), such as 0.999")
         for name in ("teacher_steps", "balance_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"{getattr(self, name)}", "use an integer >= 1")
+        if not self.teacher_lr > 0:
+            raise ConfigError("teacher_lr", f"{self.teacher_lr}", "use a number > 0, such as 1e-3")
         if self.warmup < 0:
             raise ConfigError("warmup", f"{self.warmup}", "use a number of steps >= 0")
         if self.decay is not None and not 0 <= self.decay[0] < self.decay[1]:
@@ -123,6 +127,15 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
             raise ConfigError(f"setting {key!r} of {title}", "no such setting", f"use {near_names(str(key), fields)}")
         arguments[fields[key]] = _convert(hints[fields[key]], value, f"{where}.{key}" if where else key)
     return kind(**arguments)
+
+
+def _check(settings: Any) -> None:
+    """Check every value of a dataclass of settings that was built directly."""
+    hints = typing.get_type_hints(type(settings))
+    for each in dataclasses.fields(settings):
+        value = getattr(settings, each.name)
+        if not dataclasses.is_dataclass(hints[each.name]):
+            _convert(hints[each.name], value, each.name.rstrip("_"))
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:

@@ -1,32 +1,30 @@
-"""attach() and the Distiller: what watches a host train and hands back one number to add to its loss."""
+"""The Distiller: what watches a host train and hands back one number to add to its loss."""
 
 from __future__ import annotations
 
 import dataclasses
 from contextlib import contextmanager
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from inpaint_distill.companion import CompanionOptimizer, check_optimizer
-from inpaint_distill.config import Config, from_dict, to_dict
-from inpaint_distill.errors import CaptureError, ConfigError, StateError
+from inpaint_distill.companion import CompanionOptimizer
+from inpaint_distill.config import Config, to_dict
+from inpaint_distill.errors import CaptureError, StateError
 from inpaint_distill.host.adapted import derive
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.guard import forked_rng, module_device
 from inpaint_distill.host.taps import FeatureTaps, MethodHook
-from inpaint_distill.inputs import check_shapes, check_values
+from inpaint_distill.inputs import check_complete, check_shapes, check_values
 from inpaint_distill.losses.build import build_terms, term_weights
 from inpaint_distill.losses.composer import Composer
 from inpaint_distill.plan import Plan, plan_call, plan_images
 from inpaint_distill.state import read_state, write_state
 from inpaint_distill.teachers.base import CopyTeacher, Teacher
-from inpaint_distill.teachers.choose import make_teacher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -37,61 +35,9 @@ if TYPE_CHECKING:
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.losses.balance import Observation
 
-__all__ = ["Distiller", "attach"]
+__all__ = ["Distiller"]
 
 _CHECK_EVERY = 100  # steps between checks that wait for an accelerator; on the CPU every step is checked
-
-
-def attach(
-    host: nn.Module,
-    optimizer: torch.optim.Optimizer | None = None,
-    *,
-    image: Tensor | None = None,
-    mask: Tensor | None = None,
-    teacher: Literal["ema", "frozen", "online"] | Teacher | nn.Module | None = None,
-    stages: Sequence[str | Stage] | None = None,
-    adapter: Adapter | str | None = None,
-    config: Config | Mapping[str, Any] | None = None,
-) -> Distiller:
-    """Attach distillation to a host that is about to be trained.
-
-    Nothing is installed before everything has been checked, and nothing stays installed after an error. Without
-    ``image`` and ``mask`` the plan is made from the arguments of the host's first forward with gradients.
-
-    Args:
-        host: Any inpainting module; it is called as before, by your own loop.
-        optimizer: The optimizer that trains it. Its steps then move the teacher and the added networks; without it,
-            call :meth:`Distiller.step` after each of them.
-        image: A complete image (B, 3, H, W) in [-1, 1] or [0, 1], to plan now.
-        mask: Its mask (B, 1, H, W), 1 in the hole.
-        teacher: ``"ema"`` (default), ``"frozen"``, ``"online"``, a teacher object, or any module.
-        stages: Names or globs of the encoder stages, shallow to deep; found by default.
-        adapter: An adapter or the name of one; looked up for the host by default.
-        config: Everything else.
-
-    Raises:
-        ConfigError: A choice that does not exist or does not fit.
-        OptimizerError: ``optimizer`` holds none of the host's parameters.
-        PlanError: No stages are found, or a name does not fit.
-    """
-    if not isinstance(host, nn.Module):
-        raise ConfigError("a host to attach to", f"a {type(host).__name__}", "give the inpainting model, an nn.Module")
-    if (image is None) != (mask is None):
-        raise ConfigError("an image and a mask to plan with", "only one of them", "give both, or neither")
-    if not isinstance(config, Config):
-        config = from_dict(Config, config or {})
-    if isinstance(teacher, str):
-        config = from_dict(Config, {**to_dict(config), "teacher": teacher})
-        teacher = None
-    distiller = Distiller(
-        host, check_optimizer(host, optimizer), config, make_teacher(teacher, config), stages, _adapter(host, adapter)
-    )
-    try:
-        distiller._install(image, mask)
-    except BaseException:
-        distiller.detach()
-        raise
-    return distiller
 
 
 class Distiller:
@@ -159,20 +105,16 @@ class Distiller:
         checked = image.device.type == "cpu" or self._recipe is None or self._step % _CHECK_EVERY == 0
         if checked:
             check_values(image, mask)
-        if self._recipe is None or self._recipe.signature != call.signature():
-            self._recipe = derive(self._host, call, image, mask, self._adapter)
-            with self.paused():
-                self._teacher.prepare(self._recipe, self._recipe.apply(call, image), image)
-        elif checked:
-            self._recipe.verify(self._host, call, image, mask)
-        teacher = self._teacher.features(self._recipe.apply(call, image), image) if self._needs_teacher else []
+        teacher = self._teacher_features(call, image, mask, checked=checked) if self._needs_teacher else []
         size = (image.shape[2], image.shape[3])
         with torch.autocast(image.device.type, enabled=False):
             maps = [stage.as_map(f, size).float() for stage, f in zip(self._stages, features, strict=True)]
             targets = [feature.float() for feature in teacher]
             hole = mask.float().expand(image.shape[0], -1, -1, -1)
             terms = {name: term(maps, targets, hole) for name, term in self._terms.items()}
-            return self._composer.combine(terms, self._step, features, observation)
+            loss = self._composer.combine(terms, self._step, features, observation)
+        loss.register_hook(self._companion.arrive)  # type: ignore[no-untyped-call]
+        return loss
 
     @property
     def log(self) -> dict[str, Tensor]:
@@ -282,8 +224,8 @@ class Distiller:
 
     # -- how it is built -----------------------------------------------------------------------------------------
 
-    def _install(self, image: Tensor | None, mask: Tensor | None) -> None:
-        """Plan if there is something to plan with, then put the hooks on."""
+    def install(self, image: Tensor | None, mask: Tensor | None) -> None:
+        """Plan if there is something to plan with, then put the hooks on; called by :func:`attach`."""
         self._teacher.bind(self._host)
         if image is not None and mask is not None:
             self._prepare(
@@ -304,7 +246,7 @@ class Distiller:
             self._teacher.follow(self._host)
         paired = self._teacher.plan(plan.stages, plan.image_size)
         with forked_rng():
-            torch.manual_seed(self.config.seed)
+            torch.default_generator.manual_seed(self.config.seed)
             self._terms = build_terms(self.config, plan.stages, paired).to(device)
         self._companion = CompanionOptimizer(self._terms.parameters(), self._optimizer)
         self._taps = FeatureTaps(self._host, plan.stages)
@@ -331,6 +273,17 @@ class Distiller:
             self._composer.load(part("composer"))
         except (RuntimeError, KeyError, ValueError, IndexError) as error:
             raise StateError("a saved distiller", f"{error}", "load it into the host it was saved from") from None
+
+    def _teacher_features(self, call: HostCall, image: Tensor, mask: Tensor, *, checked: bool) -> list[Tensor]:
+        """Run the teacher by the host's own call, with the complete image and an empty hole."""
+        recipe = self._recipe
+        known = recipe is not None and recipe.signature == call.signature()
+        if recipe is None or not known or (checked and not recipe.fits(call, image, mask)):
+            check_complete(image, mask)
+            recipe = self._recipe = derive(self._host, call, image, mask, self._adapter)
+            with self.paused():
+                self._teacher.prepare(recipe, recipe.apply(call, image), image)
+        return self._teacher.features(recipe.apply(call, image), image)
 
     def _take_forward(self) -> tuple[HostCall, list[Tensor], Observation | None]:
         """Hand out the last watched forward, once."""
@@ -359,11 +312,3 @@ class Distiller:
     @property
     def _needs_teacher(self) -> bool:
         return any(getattr(term, "needs_teacher", False) for term in self._terms.values())
-
-
-def _adapter(host: nn.Module, choice: Adapter | str | None) -> Adapter | None:
-    adapters = import_module("inpaint_distill.adapters")
-    if choice is None:
-        found: Adapter | None = adapters.find(host)
-        return found
-    return cast("Adapter", adapters.get(choice)) if isinstance(choice, str) else choice

@@ -11,8 +11,9 @@ from inpaint_distill.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["check_shapes", "check_values"]
+__all__ = ["check_complete", "check_shapes", "check_values"]
 
+_FLAT = 64  # values: a smaller hole may be flat by chance
 _SLACK = 0.05  # resampling and augmentation overshoot a little
 
 
@@ -71,4 +72,23 @@ def check_values(image: Tensor, mask: Tensor) -> None:
     if not bool(hole.any()):
         raise InputError(
             "a mask with a hole", "zeros everywhere", "give the mask as 1 = hole; skip batches without one"
+        )
+
+
+def check_complete(image: Tensor, mask: Tensor) -> None:
+    """Check that the image still has its hole's content: painted in one colour, it is not the complete image.
+
+    Raises:
+        InputError: Every hole of the batch is one flat colour while the known pixels are not.
+    """
+    hole = (mask != 0).expand_as(image)
+    inside, outside = image.detach()[hole], image.detach()[~hole]
+    flat = (image.amax() + 1).detach()
+    lowest = torch.where(hole, image.detach(), flat).amin((0, 2, 3))
+    highest = torch.where(hole, image.detach(), -flat).amax((0, 2, 3))
+    if inside.numel() > _FLAT and outside.numel() and bool((highest <= lowest).all()) and outside.std() > 0:
+        raise InputError(
+            "the complete image",
+            "one flat colour in every hole",
+            "give loss() the image as it was before the hole was emptied",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from torch.nn import functional as F
@@ -35,7 +36,8 @@ class Plan:
         stages: The tapped stages, shallow to deep.
         encoders: Every encoder found, in the order in which they run; empty where the stages were named.
         reason: Why these stages.
-        image_size: Height and width of the dry run.
+        image_size: Height and width of the images that the host is used with.
+        dry_run_size: Height and width of the dry run, stretched where the host accepts it.
         call: How the host was called in the dry run, or what its own call carries.
         teacher: What the teacher is.
         added: Name and number of parameters of each term's networks.
@@ -46,6 +48,7 @@ class Plan:
     encoders: tuple[tuple[Stage, ...], ...]
     reason: str
     image_size: tuple[int, int]
+    dry_run_size: tuple[int, int]
     call: str
     teacher: str = ""
     added: tuple[tuple[str, int], ...] = ()
@@ -61,7 +64,11 @@ class Plan:
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         table.insert(1, "  ".join("-" * width for width in widths))
-        lines = [f"{self.host}, dry run on {self.image_size[0]} x {self.image_size[1]}", f"call: {self.call}", *table]
+        lines = [
+            f"{self.host}, dry run on {self.dry_run_size[0]} x {self.dry_run_size[1]}",
+            f"call: {self.call}",
+            *table,
+        ]
         lines.append(f"chosen: {self.reason}")
         lines += [
             "not chosen: " + ", ".join(f"{stage.label} (stride {stage.stride})" for stage in encoder)
@@ -116,6 +123,10 @@ def plan_images(
     """
     check_shapes(image, mask)
     check_values(image, mask)
+    if adapter is None:
+        adapter = import_module("inpaint_distill.adapters").find(host)
+        if adapter is not None and wanted is None and adapter.stages is not None:
+            wanted, source = adapter.stages, f"named by adapter {adapter.name!r}"
     device = module_device(host)
     image, mask = image.to(device), mask.to(device).float().expand(image.shape[0], -1, -1, -1)
     if adapter is None:
@@ -138,4 +149,4 @@ def _plan(host: nn.Module, trace: Trace, wanted: Sequence[str | Stage] | None, s
         chosen = choose_encoder(encoders)
         stages = encoders[chosen]
         reason = f"encoder {chosen + 1} of {len(encoders)}: the most levels, and of these the last to run"
-    return Plan(type(host).__name__, stages, encoders, reason, trace.image_size, call)
+    return Plan(type(host).__name__, stages, encoders, reason, trace.used_size, trace.image_size, call)

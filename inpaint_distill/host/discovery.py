@@ -6,6 +6,7 @@ last map at each resolution on the way down, the bottleneck included.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import re
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ def _stage_of(trace: Trace, name: str, item: str | Stage) -> Stage:
             f"outputs of shape {outputs or 'no tensor'} for an image of {trace.image_size}",
             "name a module whose output is (B, C, H, W), (B, H, W, C) or (B, N, C) at a power-of-two stride",
         )
-    return maps[0].stage(trace.image_size)
+    stage = maps[0].stage(trace.image_size)
+    return dataclasses.replace(stage, clone=True) if isinstance(item, Stage) and item.clone else stage
 
 
 def _maps(event: Event, image_size: tuple[int, int], least: int = _MIN_CHANNELS) -> list[_Map]:
@@ -148,7 +150,7 @@ def _candidates(trace: Trace, *, inside_blocks: bool) -> list[_Map]:
         hidden += [event for event in trace.events if not event.leaf and _goes_down_once(event, trace.image_size)]
     found = []
     for event in trace.events:
-        if any(_inside(event, other) for other in hidden) or "pad" in event.kind.lower():
+        if not event.name or any(_inside(event, other) for other in hidden) or "pad" in event.kind.lower():
             continue
         maps = _maps(event, trace.image_size)
         if maps:

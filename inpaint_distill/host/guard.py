@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +32,20 @@ def module_device(module: nn.Module) -> torch.device:
     return tensor.device if tensor is not None else torch.device("cpu")
 
 
+_OWN = frozenset(vars(nn.Module()))  # what nn.Module itself keeps; "training" is restored with the rest
+
+
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in vars(module).items() if not key.startswith("_")}
+    return {key: value for key, value in vars(module).items() if key == "training" or key not in _OWN}
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Bring a list, dict or set back to a former content, in place."""
+    if isinstance(container, list):
+        container[:] = content
+    else:
+        container.clear()
+        container.update(content)
 
 
 @contextmanager
@@ -43,22 +57,28 @@ def untouched(module: nn.Module) -> Iterator[None]:
     """
     modules = list(module.modules())
     tensors = [*module.buffers(), *(p for p in module.parameters() if not p.requires_grad)]
-    saved = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors]
+    # The version counter says nothing here: batch_norm does not raise it, nor does whatever goes through `.data`.
+    saved = [(tensor, tensor.detach().clone()) for tensor in tensors]
     registered = [dict(part._buffers) for part in modules]
     attributes = [_plain_attributes(part) for part in modules]
+    contents = {
+        id(part): [(value, copy.copy(value)) for value in plain.values() if isinstance(value, (list, dict, set))]
+        for part, plain in zip(modules, attributes, strict=True)
+    }
     try:
         with forked_rng(module_device(module)):
             yield
     finally:
         with torch.no_grad():
-            for tensor, version, value in saved:
-                if tensor._version != version:
-                    tensor.copy_(value)
+            for tensor, value in saved:
+                tensor.data.copy_(value)  # through .data: a graph that is still open may have saved the tensor
         for part, buffers, plain in zip(modules, registered, attributes, strict=True):
             part._buffers.update(buffers)
             for key in _plain_attributes(part).keys() - plain.keys():
                 delattr(part, key)
             vars(part).update(plain)
+            for container, content in contents[id(part)]:
+                _refill(container, content)
 
 
 def copy_module(module: nn.Module) -> nn.Module:
@@ -68,7 +88,7 @@ def copy_module(module: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
+        for _, value in tensors(vars(part)):  # buffers, and lists and dicts of tensors, among them
+            if not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(module, memo)

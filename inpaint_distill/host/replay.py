@@ -78,26 +78,21 @@ class Recipe:
             _ADAPTER,
         )
 
-    def verify(self, host: nn.Module, call: HostCall, image: Tensor, mask: Tensor) -> None:
-        """Check that a further call is still explained by this recipe; synchronises with the device.
-
-        Raises:
-            ReplayError: The known pixels of an argument are not those of ``image``.
-        """
+    def fits(self, call: HostCall, image: Tensor, mask: Tensor) -> bool:
+        """Tell whether a further call is still explained by this recipe; synchronises with the device."""
         known = mask == 0
         for path, tensor in call.tensors():
             found = self.channels.get(path)
             if found is None or "image" not in found.kinds:
                 continue
+            planes = _planes(tensor)
+            if planes.shape[0] != image.shape[0] or planes.shape[2:] != image.shape[2:]:
+                return False
             rows = [i for i, kind in enumerate(found.kinds) if kind == "image"]
-            planes = _planes(tensor)[:, rows]
-            expected = _complete(_planes(tensor), image, found)[:, rows]
-            if not _equal(planes, expected, known.expand_as(planes)):
-                raise ReplayError(
-                    f"the pixels of {argument_name(host, path)} among the image given to loss()",
-                    "the known pixels differ: the host last ran on another batch, or the mask is not the one it saw",
-                    "give loss() the image and mask of the host's most recent forward (1 = hole)",
-                )
+            expected = _complete(planes, image, found)[:, rows]
+            if not _equal(planes[:, rows], expected, known.expand_as(expected)):
+                return False
+        return True
 
     def describe(self) -> str:
         """Say in one line what each argument carries."""
@@ -120,6 +115,12 @@ def derive_recipe(host: nn.Module, call: HostCall, image: Tensor, mask: Tensor) 
     Raises:
         ReplayError: A channel is neither image nor mask nor constant, or no argument carries the image.
     """
+    if not bool((mask == 0).any()):
+        raise ReplayError(
+            "which channels of the host's arguments are image and mask",
+            "no known pixel in the first batch: the mask is 1 everywhere",
+            "give the mask as 1 = hole, and begin with a batch that has known pixels",
+        )
     found: dict[Path, _Channels] = {}
     names: dict[Path, str] = {}
     with torch.no_grad():
@@ -154,7 +155,8 @@ def _complete(tensor: Tensor, image: Tensor, channels: _Channels) -> Tensor:
     weight, bias = channels.weight.to(image), channels.bias.to(image)
     planes = _planes(tensor)
     if "image" in channels.kinds:
-        filled = torch.einsum("oc,bchw->bohw", weight, image) + bias.view(-1, 1, 1)
+        with torch.autocast(image.device.type, enabled=False):  # pixels stay exact in a mixed-precision step
+            filled = torch.einsum("oc,bchw->bohw", weight, image) + bias.view(-1, 1, 1)
     else:
         filled = bias.view(-1, 1, 1).expand(planes.shape)
     keep = channels.keep.to(image.device)
@@ -171,6 +173,8 @@ def _equal(value: Tensor, expected: Tensor, where: Tensor) -> bool:
 
 def _explain(name: str, tensor: Tensor, image: Tensor, mask: Tensor) -> _Channels:
     planes = _planes(tensor)
+    if planes.shape[0] == 1 and planes.ndim == 4:  # one mask, or one plane, for the whole batch
+        planes = planes.expand(image.shape[0], -1, -1, -1)
     batch, channels = planes.shape[:2]
     if planes.ndim != 4 or batch != image.shape[0]:
         raise ReplayError(
@@ -240,7 +244,7 @@ def _fit_image(plane: Tensor, image: Tensor, mask: Tensor, first: int) -> tuple[
             continue
         slopes, bias = coefficients
         fitted = colours[:, columns] @ slopes + bias
-        if _equal(plane[:, 0][known], fitted, torch.ones_like(fitted, dtype=torch.bool)):
+        if slopes.abs().max() > 1e-3 and _equal(plane[:, 0][known], fitted, torch.ones_like(fitted, dtype=torch.bool)):
             weight = torch.zeros(count, dtype=torch.float64, device=image.device)
             weight[columns] = slopes
             return weight, bias

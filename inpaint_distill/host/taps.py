@@ -59,16 +59,17 @@ class _StageHook(Hook):
     """Keep what one module puts out, call by call."""
 
     def __init__(self, taps: FeatureTaps, wanted: dict[int, list[int]]) -> None:
-        self.taps = taps
+        self.owner = weakref.ref(taps)  # the features die with whoever asked for them
         self.wanted = wanted  # n-th call -> indices of the stages it holds
         self.calls = 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.taps.active:
+        taps = self.owner()
+        if taps is not None and taps.active:
             indices = self.wanted.get(self.calls, [])
             self.calls += 1
             for index in indices:
-                self.taps.keep(index, output)
+                taps.keep(index, output)
 
 
 class FeatureTaps:

@@ -53,10 +53,17 @@ class Event:
 
 @dataclass
 class Trace:
-    """All events of one forward, by completion, and the height and width of the image that it ran on."""
+    """All events of one forward, by completion.
+
+    Attributes:
+        events: One for each call of each module.
+        image_size: Height and width of the image that it ran on.
+        used_size: Those of the images that the host is used with.
+    """
 
     events: list[Event]
     image_size: tuple[int, int]
+    used_size: tuple[int, int]
 
 
 class _Recorder(Hook):
@@ -143,9 +150,9 @@ def trace_sizes(host: nn.Module, run: Callable[[tuple[int, int]], Any], size: tu
     for wide in ((height, width * 3 // 2), (height, width * 2)) if height == width else ():
         # Whatever a foreign forward raises on this size means "not this size".
         with suppress(Exception):
-            return Trace(trace_forward(host, partial(run, wide)), wide)
+            return Trace(trace_forward(host, partial(run, wide)), wide, size)
     try:
-        return Trace(trace_forward(host, partial(run, size)), size)
+        return Trace(trace_forward(host, partial(run, size)), size, size)
     except Exception as error:
         raise PlanError(
             f"a dry run of the host on an image of {height} x {width}",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -57,8 +58,10 @@ def rebuild(value: Any, change: Callable[[Path, Tensor], Tensor], path: Path = (
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.replace(value, **{str(key): member for key, member in children})
-    if isinstance(value, Mapping):
-        return type(value)(children)  # type: ignore[call-arg]
+    if isinstance(value, MutableMapping):
+        copied = copy.copy(value)  # keeps what a defaultdict or a ModelOutput is made with
+        copied.update(children)
+        return copied
     members = [member for _, member in children]
     return type(value)(*members) if hasattr(value, "_fields") else type(value)(members)
 

@@ -39,10 +39,10 @@ class GradientNormBalancer:
         """Tell whether this step is to be observed."""
         return step % self.every == 0 or any(factor is None for factor in self.factors.values())
 
-    def factor(self, name: str) -> Tensor | float:
-        """Return a term's current factor, 1 before the first observation."""
+    def factor(self, name: str, term: Tensor) -> Tensor:
+        """Return a term's current factor; 0 before the first observation: how strong it is, is not known yet."""
         factor = self.factors[name]
-        return 1.0 if factor is None else factor
+        return torch.zeros_like(term.detach()) if factor is None else factor
 
     def update(self, name: str, ratio: Tensor) -> None:
         """Take one measured ratio of gradient norms into the running factor; a ratio that is not finite is dropped."""
@@ -66,6 +66,7 @@ class Observation:
     def __init__(self, balancer: GradientNormBalancer, count: int) -> None:
         self.balancer = balancer
         self.total: list[Tensor | None] = [None] * count
+        self.early: list[Tensor | None] = [None] * count
         self.own: dict[str, list[Tensor | None]] = {}
         self.applied: dict[str, Tensor] = {}
         self.scale: Tensor | None = None
@@ -99,9 +100,12 @@ class Observation:
         self.scale = gradient.detach()
 
     def _feature_gradient(self, index: int, gradient: Tensor) -> None:
-        if self.scale is None:  # a backward of the host's loss alone
+        if self.scale is None:  # a backward of the host's loss alone, before this one's
+            self.early[index] = gradient.detach()
             return
-        self.total[index] = gradient.detach().float() / self.scale
+        early = self.early[index]
+        whole = gradient.detach() if early is None else gradient.detach() + early
+        self.total[index] = whole.float() / self.scale
         totals = [total for total in self.total if total is not None]
         if len(totals) == len(self.total):
             self._finish(totals)

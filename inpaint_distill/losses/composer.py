@@ -61,7 +61,7 @@ class Composer:
         now = schedule(step, self.config.warmup, self.config.decay)
         factors = {}
         for name, term in terms.items():
-            balance = self.balancer.factor(name) if self.balancer else 1.0
+            balance = self.balancer.factor(name, term) if self.balancer else 1.0
             factors[name] = torch.full_like(term.detach(), now * self.weights[name]) * balance
         loss = torch.stack([factors[name] * term for name, term in terms.items()]).sum()
         if observation is not None:

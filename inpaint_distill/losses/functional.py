@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["hole_weight", "masked_distance", "normalize"]
+
+_VARIANCE_FLOOR = 0.1  # of the mean variance over the channels
+_TINY = 1e-10
 
 
 def hole_weight(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -25,26 +29,24 @@ def hole_weight(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(mask.float(), size)
 
 
-def normalize(
-    feature: Tensor, reference: Tensor, kind: Literal["channel", "layer", "none"], eps: float = 1e-5
-) -> Tensor:
+def normalize(feature: Tensor, reference: Tensor, kind: Literal["channel", "layer", "none"]) -> Tensor:
     """Bring a feature to a scale on which levels and channels weigh alike (ours).
 
     Args:
         feature: (B, C, H, W).
         reference: The target (B, C, H', W') whose statistics ``channel`` uses; it takes no gradient.
         kind: ``channel``: subtract the reference's mean and divide by its standard deviation, per channel over batch
-            and space. ``layer``: the feature's own mean and deviation over the channels, per pixel. ``none``.
-        eps: Added to the variance.
+            and space; a channel that hardly varies is not blown up beyond the others. ``layer``: the feature's own
+            mean and deviation over the channels, per pixel. ``none``.
     """
     if kind == "none":
         return feature
     if kind == "layer":
-        return F.layer_norm(feature.movedim(1, -1), (feature.shape[1],), eps=eps).movedim(-1, 1)
+        return F.layer_norm(feature.movedim(1, -1), (feature.shape[1],)).movedim(-1, 1)
     reference = reference.detach()
-    mean = reference.mean((0, 2, 3), keepdim=True)
-    variance = reference.var((0, 2, 3), keepdim=True, unbiased=False)
-    return (feature - mean) * (variance + eps).rsqrt()
+    variance, mean = torch.var_mean(reference, (0, 2, 3), correction=0, keepdim=True)
+    floor = _VARIANCE_FLOOR * variance.mean() + _TINY
+    return (feature - mean) * (variance + floor).rsqrt()
 
 
 def masked_distance(student: Tensor, target: Tensor, weight: Tensor, channel_weight: Tensor | None = None) -> Tensor:

@@ -86,7 +86,6 @@ class CopyTeacher(Teacher):
 
     def plan(self, stages: Sequence[Stage], image_size: tuple[int, int]) -> tuple[Stage, ...]:
         """Tap the copy where the host is tapped."""
-        self.image_size = image_size
         self.taps = FeatureTaps(self.module, stages, stop=True)
         return self.taps.stages
 

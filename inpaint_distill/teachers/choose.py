@@ -36,6 +36,6 @@ def make_teacher(choice: str | Teacher | nn.Module | None, config: Config) -> Te
         "online": lambda: OnlineTeacher(config.teacher_lr),
     }
     kind = choice or config.teacher
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ConfigError(f"teacher {kind!r}", "no such teacher", f"use {near_names(str(kind), kinds)}, or a module")
     return kinds[kind]()

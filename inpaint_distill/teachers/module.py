@@ -50,7 +50,7 @@ class ModuleTeacher(Teacher):
         self.stages = stages
 
     def bind(self, host: nn.Module) -> None:
-        """Put the module into eval mode on the host's device; both are given back at release."""
+        """Put the module into eval mode, until release, and on the host's device."""
         self.modes = {part: part.training for part in self.module.modules()}
         self.module.eval()
         self.module.to(module_device(host))
@@ -59,7 +59,7 @@ class ModuleTeacher(Teacher):
         """Find the module's stages in a dry run and pair them by stride."""
         image = torch.zeros(2, 3, *image_size, device=module_device(self.module))
         events = trace_forward(self.module, lambda: self.call(self.module, image))
-        trace = Trace(events, image_size)
+        trace = Trace(events, image_size, image_size)
         own = named_stages(trace, self.stages) if self.stages else output_stages(trace)
         if not own:
             encoders = find_encoders(trace)

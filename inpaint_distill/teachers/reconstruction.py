@@ -111,7 +111,8 @@ class OnlineTeacher(_ReconstructionTeacher):
         for key, value in tensors.items():
             if key.startswith("optimizer."):
                 _, index, name = key.split(".")
-                self.optimizer.state[self.trained[int(index)]][name] = value.clone()
+                parameter = self.trained[int(index)]
+                self.optimizer.state[parameter][name] = value.to(parameter.device) if value.ndim else value.clone()
 
     def describe(self) -> str:
         """Say in one line what the teacher is."""
@@ -170,19 +171,24 @@ class FrozenTeacher(_ReconstructionTeacher):
         generator = torch.Generator().manual_seed(self.seed)
         while True:
             count = 0
-            images = self.images
-            if isinstance(images, Tensor):
-                order = torch.randperm(len(images), generator=generator)
-                images = (images[part] for part in torch.split(order, image.shape[0]))
-            for batch in images or ():
+            for batch in self._epoch(image.shape[0], generator):
                 if batch.ndim != 4 or batch.shape[1:] != image.shape[1:]:
-                    found = f"shape {tuple(batch.shape)}"
                     asked = f"teacher images of shape (B, {', '.join(map(str, image.shape[1:]))}), as given to loss()"
+                    found = f"shape {tuple(batch.shape)}"
                     raise InputError(asked, found, "give FrozenTeacher images of the training size")
                 count += 1
                 yield batch
             if not count:
                 raise InputError("images for the frozen teacher", "none", "give FrozenTeacher(images=...) some")
+
+    def _epoch(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield every image once."""
+        images = self.images
+        if isinstance(images, Tensor):
+            order = torch.randperm(len(images), generator=generator)
+            yield from (images[part] for part in torch.split(order, size))
+        else:
+            yield from images or ()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the copy's weights and how long it was trained."""

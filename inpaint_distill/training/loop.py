@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_distill.adapters import get
-from inpaint_distill.distiller import Distiller, attach
+from inpaint_distill.attach import attach
 from inpaint_distill.errors import ConfigError
 from inpaint_distill.teachers import FrozenTeacher
 from inpaint_distill.training.data import Batches, EvalSet
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from inpaint_distill.distiller import Distiller
     from inpaint_distill.host.adapter import Adapter
     from inpaint_distill.training.data import StudyData
     from inpaint_distill.training.settings import BoostSettings, Run

@@ -23,9 +23,9 @@ def batch(seed=0, count=2, size=32):
     return image, mask
 
 
-def batches(count, start=0, **kwargs):
-    """Make the batches of ``count`` steps from step ``start`` on."""
-    return [batch(seed, **kwargs) for seed in range(start, start + count)]
+def batches(steps, start=0, **kwargs):
+    """Make the batches of ``steps`` steps from step ``start`` on."""
+    return [batch(seed, **kwargs) for seed in range(start, start + steps)]
 
 
 def make_optimizer(host, kind=torch.optim.AdamW, lr=1e-3, **kwargs):

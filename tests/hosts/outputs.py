@@ -91,7 +91,11 @@ class PartialConv(Down):
 
 
 class ReturnsFeature(Plain):
-    """Returns (image, bottleneck), for the author's own feature loss."""
+    """Returns (image, bottleneck), for the author's own feature loss; the decoder is a single module."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(WIDTHS[-1], 3, 4, 4)
 
     def forward(self, *planes):
         feature = Down.forward(self, torch.cat(planes, 1))
