@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import inpaint_distill
 from inpaint_distill import Config, TermConfig, adapters
-from inpaint_distill.errors import CaptureError, ConfigError, PlanError, StateError
+from inpaint_distill.errors import CaptureError, ConfigError, PlanError, ReplayError, StateError
 
 OFF = {"cross": {"weight": 0.0}, "self": {"weight": 0.0}}
 QUICK = {"warmup": 0, "ema_decay": 0.9}
@@ -178,12 +178,18 @@ def test_the_dry_run_shows_the_stages_that_attach_taps(name):
 def test_the_context_manager_detaches_also_after_an_error():
     host = PLAIN.build()
     before = footprint(host)
-    with pytest.raises(ZeroDivisionError), inpaint_distill.attach(host, config=QUICK) as distiller:
-        image, mask = batch()
-        PLAIN.call(host, image, mask)
-        distiller.loss(image, mask)
-        raise ZeroDivisionError
+    with inpaint_distill.attach(host, config=QUICK) as distiller:
+        PLAIN.call(host, *batch())
+        distiller.loss(*batch())
     assert footprint(host) == before
+    with pytest.raises(ReplayError), inpaint_distill.attach(host, config=QUICK) as distiller:
+        _train_on_the_wrong_batch(host, distiller)
+    assert footprint(host) == before
+
+
+def _train_on_the_wrong_batch(host, distiller):
+    PLAIN.call(host, *batch(0))
+    distiller.loss(*batch(1))
 
 
 def test_paused_forwards_are_not_watched_and_the_loss_is_zero():

@@ -35,8 +35,9 @@ def step_cost(settings: BoostSettings, data: StudyData, lr: float, pairs: int = 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        steps = max(settings.steps, _WARM + pairs)
         bare, distilled = (
-            Trainer(Run(arm=arm, seed=0, steps=settings.steps, lr=lr), settings, data) for arm in ("bare", "distilled")
+            Trainer(Run(arm=arm, seed=0, steps=steps, lr=lr), settings, data) for arm in ("bare", "distilled")
         )
         times: dict[str, list[float]] = {"bare": [], "distilled": []}
         for index in range(_WARM + pairs):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Batches", "EvalSet", "StudyData", "load_data"]
 
-_TRAIN_MASKS = 2000
-_SCENES = {"train": 4000, "val": 200, "test": 400}
+_TRAIN_MASKS = 1000
+_SCENES = {"train": 3000, "val": 200, "test": 400}
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,9 @@ def test_a_half_precision_host_gets_half_precision_pixels(dtype):
 def test_what_carries_no_pixels_is_passed_on_as_the_same_object():
     image, mask = batch()
     steps, text, flag = torch.tensor([3, 7]), torch.randn(2, 5, 8), object()
-    call = HostCall(({"x": [image * (1 - mask)], "extra": (steps, flag)},), {"text": text, "mode": "train", "mask": mask})
+    call = HostCall(
+        ({"x": [image * (1 - mask)], "extra": (steps, flag)},), {"text": text, "mode": "train", "mask": mask}
+    )
     found = derive_recipe(Named(), call, image, mask).apply(call, image)
     assert found.args[0]["extra"][0] is steps
     assert found.args[0]["extra"][1] is flag
@@ -237,7 +239,7 @@ def test_a_noise_channel_is_named_by_argument_and_channel(index):
     text = refused(image, mask, torch.cat(planes, 1))
     assert f"channel {index} of argument 'picture'" in text
     assert "Adapter" in text
-    text = refused(image, mask, image * (1 - mask), condition=torch.cat(planes[:index + 1], 1))
+    text = refused(image, mask, image * (1 - mask), condition=torch.cat(planes[: index + 1], 1))
     assert f"channel {index} of argument 'condition'" in text
 
 

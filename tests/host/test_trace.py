@@ -107,11 +107,10 @@ def test_every_map_of_a_call_is_stretched_alike_and_keeps_its_type():
 
 
 def test_a_host_that_accepts_no_size_is_an_error_with_its_own_message():
+    def run(size):
+        raise RuntimeError("only on Tuesdays")
+
     with pytest.raises(PlanError, match="only on Tuesdays") as caught:
-
-        def run(size):
-            raise RuntimeError("only on Tuesdays")
-
         trace_sizes(nn.Identity(), run, (16, 16))
     assert isinstance(caught.value.__cause__, RuntimeError)
 

@@ -1,6 +1,7 @@
 """Hosts that differ in how they take the image and the mask."""
 
 import torch
+
 from hosts.base import Plain
 
 __all__ = ["CALLS", "Keywords", "MasksItself", "Nested", "Pooled"]

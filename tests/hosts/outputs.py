@@ -3,18 +3,19 @@
 from dataclasses import dataclass
 
 import torch
-from hosts.base import WIDTHS, Down, Plain, Up, block
 from torch import nn
 from torch.nn import functional as F
 
+from hosts.base import WIDTHS, Down, Plain, Up, block
+
 __all__ = [
+    "NHWC",
     "CoarseFine",
     "DataclassOutput",
     "DictOutput",
     "ImageAndNone",
     "ImageOutput",
     "LocalGlobal",
-    "NHWC",
     "NamedSkips",
     "PartialConv",
     "ReturnsFeature",

@@ -1,10 +1,11 @@
 """Hosts that keep state, overwrite their features or are not deterministic."""
 
 import torch
-from hosts.base import Down, Plain, Up, block
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import spectral_norm
+
+from hosts.base import Down, Plain, Up, block
 
 __all__ = [
     "BatchNorm",

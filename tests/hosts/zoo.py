@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
+
 from hosts import conventions, outputs, states
 from hosts.base import Plain
-from torch import nn
 
 __all__ = ["ZOO", "ZOO_NAMES", "ToyHost"]
 
@@ -84,9 +85,7 @@ ZOO = {
         tuple(f"fine.{name}" for name in _ENCODER),
         (1,),
     ),
-    "partial_conv": ToyHost(
-        "stages put out (feature, mask)", outputs.PartialConv, "rgb_known", _PAIRS, (0,)
-    ),
+    "partial_conv": ToyHost("stages put out (feature, mask)", outputs.PartialConv, "rgb_known", _PAIRS, (0,)),
     "local_global": ToyHost("stages put out (feature, 0)", outputs.LocalGlobal, stages=_PAIRS),
     "dict_stages": ToyHost(
         "stages put out a dict",

@@ -43,7 +43,9 @@ def test_uniform_channel_weights_are_the_default():
     student, target = torch.randn(2, 2, 5, 4, 4, dtype=torch.float64)
     weight = torch.rand(2, 1, 4, 4, dtype=torch.float64)
     uniform = torch.full((2, 5), 1 / 5, dtype=torch.float64)
-    torch.testing.assert_close(masked_distance(student, target, weight, uniform), masked_distance(student, target, weight))
+    torch.testing.assert_close(
+        masked_distance(student, target, weight, uniform), masked_distance(student, target, weight)
+    )
 
 
 def test_an_empty_hole_is_exactly_zero_and_has_no_gradient():
@@ -156,7 +158,9 @@ def test_layer_normalisation_is_per_pixel_over_the_channels():
 # -- schedule ----------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 300), st.integers(0, 100), st.one_of(st.none(), st.tuples(st.integers(0, 99), st.integers(1, 99))))
+@given(
+    st.integers(0, 300), st.integers(0, 100), st.one_of(st.none(), st.tuples(st.integers(0, 99), st.integers(1, 99)))
+)
 def test_a_schedule_is_a_linear_rise_times_a_cosine_fall(step, warmup, span):
     decay = None if span is None else (span[0], span[0] + span[1])
     rise = 1.0 if step + 1 >= warmup else (step + 1) / warmup

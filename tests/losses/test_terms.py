@@ -1,5 +1,7 @@
 """Cross- and self-distillation: hole only, zero on agreement, and which side takes the gradient."""
 
+import itertools
+
 import pytest
 import torch
 from hosts import batch
@@ -127,7 +129,7 @@ def test_self_pulls_the_shallow_side_alone_and_only_what_the_hole_sees(mask, nor
     student = features()
     term(student, [], mask).backward()
     assert student[-1].grad is None
-    for shallow, deep in zip(student, student[1:], strict=False):
+    for shallow, deep in itertools.pairwise(student):
         # The 3x3 kernel of f_l reads one shallow pixel around each deep cell of the hole.
         hole = (hole_weight(mask, deep.shape[2:]) > 0).float()
         read = nn.functional.interpolate(hole, shallow.shape[2:], mode="nearest")

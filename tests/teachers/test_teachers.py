@@ -1,0 +1,360 @@
+"""Teachers: what each kind computes, when it moves, what it costs and what it gives back."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import timm
+import torch
+from hosts import ZOO, ZOO_NAMES, batch, batches, footprint, make_optimizer, reconstruct, same, train
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+
+import inpaint_distill
+from inpaint_distill import EMATeacher, FrozenTeacher, ModuleTeacher, OnlineTeacher
+from inpaint_distill.errors import ConfigError, PlanError
+from inpaint_distill.host.call import HostCall
+from inpaint_distill.host.replay import derive_recipe
+from inpaint_distill.plan import plan_call
+
+TOY = ZOO["separate"]
+
+
+@dataclass
+class Setting:
+    """A teacher that has met its host, and all it is told at the first loss."""
+
+    toy: object
+    host: nn.Module
+    teacher: object
+    call: HostCall  # with the complete image and an empty hole
+    image: torch.Tensor
+    recipe: object
+    stages: tuple
+
+    def features(self):
+        return self.teacher.features(self.call, self.image)
+
+
+def meet(teacher, toy=TOY, image_and_mask=None, prepare=True):
+    host = toy.build()
+    image, mask = image_and_mask or batch()
+    seen = []
+    handle = host.register_forward_pre_hook(lambda m, a, k: seen.append(HostCall(a, k)), with_kwargs=True)
+    with torch.no_grad():
+        toy.call(toy.build(), image, mask)
+        state = copy.deepcopy(host.state_dict())
+        toy.call(host, image, mask)
+        host.load_state_dict(state)
+    handle.remove()
+    plan = plan_call(host, seen[0], None)
+    teacher.bind(host)
+    teacher.plan(plan.stages, plan.image_size)
+    recipe = derive_recipe(host, seen[0], image, mask)
+    call = recipe.apply(seen[0], image)
+    if prepare:
+        teacher.prepare(recipe, call, image)
+    return Setting(toy, host, teacher, call, image, recipe, plan.stages)
+
+
+def reconstruction_error(network, call, image):
+    with torch.no_grad():
+        return float((call.run(network) - image).abs().mean())
+
+
+KINDS = {
+    "ema": EMATeacher,
+    "online": OnlineTeacher,
+    "frozen": lambda: FrozenTeacher(batch(5, count=4)[0], steps=3),
+    "module": lambda: ModuleTeacher(ZOO["white_holes"].build()),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+def test_features_come_one_for_each_stage_as_maps_without_gradient(kind):
+    setting = meet(KINDS[kind]())
+    features = setting.features()
+    assert [f.shape[2] for f in features] == [32, 16, 8]
+    assert not any(feature.requires_grad for feature in features)
+    assert not torch.is_inference(features[0])
+
+
+@pytest.mark.parametrize("name", ["noisy", "separate"])
+def test_no_teacher_moves_the_random_state_or_the_host(kind, name):
+    random = torch.get_rng_state()
+    setting = meet(KINDS[kind](), ZOO[name], prepare=False)
+    torch.set_rng_state(random)
+    before, notes = copy.deepcopy(setting.host.state_dict()), footprint(setting.host)
+    setting.teacher.prepare(setting.recipe, setting.call, setting.image)
+    setting.features()
+    setting.teacher.update(setting.host)
+    setting.features()
+    setting.teacher.release()
+    assert torch.equal(torch.get_rng_state(), random)
+    assert same(dict(setting.host.state_dict()), dict(before))
+    assert footprint(setting.host) == notes
+
+
+def test_a_teacher_says_in_one_line_what_it_is(kind):
+    line = KINDS[kind]().describe()
+    assert line.startswith(kind)
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("kind", ["ema", "frozen", "module"])
+def test_the_forward_of_a_fixed_teacher_ends_at_its_last_tap(kind):
+    setting = meet(KINDS[kind]())
+    ran = []
+    for name, module in setting.teacher.module.named_modules():
+        module.register_forward_pre_hook(lambda module, args, name=name: ran.append(name))
+    setting.features()
+    assert ran == ["", "enc0", "enc0.0", "enc0.1", "enc1", "enc1.0", "enc1.1", "enc2", "enc2.0", "enc2.1"]
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO_NAMES if name != "noisy"])
+def test_a_fresh_average_sees_what_the_host_in_eval_mode_would_see_of_the_complete_image(name):
+    toy = ZOO[name]
+    image, mask = batch()
+    setting = meet(EMATeacher(), toy, (image, mask))
+    host = toy.build()
+    host.eval()
+    distiller = inpaint_distill.attach(host)
+    toy.call(host, image, torch.zeros_like(mask))
+    size = (32, 32)
+    expected = [s.as_map(f, size) for s, f in zip(distiller.plan.stages, distiller._taps.take(), strict=True)]
+    for found, wanted in zip(setting.features(), expected, strict=True):
+        torch.testing.assert_close(found, wanted.detach(), rtol=1e-4, atol=1e-4 if name == "bytes" else 1e-5)
+
+
+# -- ema ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["separate", "batch_norm", "hook_spectral_norm"])
+def test_the_average_equals_timms_run_by_hand(name):
+    toy = ZOO[name]
+    host, twin = toy.build(), toy.build()
+    optimizer, other = make_optimizer(host), make_optimizer(twin)
+    average = ModelEmaV3(copy.deepcopy(twin), decay=0.95, use_warmup=True)
+    distiller = inpaint_distill.attach(
+        host, optimizer, config={"ema_decay": 0.95, "cross": {"weight": 0.0}, "self": {"weight": 0.0}}
+    )
+    for step, (image, mask) in enumerate(batches(5), 1):
+        train(toy, host, optimizer, [(image, mask)], distiller)
+        train(toy, twin, other, [(image, mask)])
+        average.update(twin, step=step)
+    assert same(dict(distiller._teacher.module.state_dict()), dict(average.module.state_dict()))
+    assert not same(dict(distiller._teacher.module.state_dict()), dict(host.state_dict()))
+
+
+def test_the_first_step_copies_the_host():
+    setting = meet(EMATeacher(0.999))
+    with torch.no_grad():
+        for parameter in setting.host.parameters():
+            parameter.add_(1)
+    setting.teacher.update(setting.host)
+    assert same(dict(setting.teacher.module.state_dict()), dict(setting.host.state_dict()))
+
+
+# -- frozen ------------------------------------------------------------------------------------------------------------
+
+
+def pictures(count=8):
+    return torch.cat([batch(seed, count=2)[0] for seed in range(count // 2)])
+
+
+@pytest.mark.parametrize("form", ["tensor", "batches"])
+def test_a_frozen_teacher_learns_to_reconstruct_and_is_fixed_afterwards(form):
+    images = pictures()
+    teacher = FrozenTeacher(images if form == "tensor" else list(images.split(2)), steps=60, lr=3e-3)
+    setting = meet(teacher, prepare=False)
+    before = reconstruction_error(teacher.module, setting.call, setting.image)
+    teacher.prepare(setting.recipe, setting.call, setting.image)
+    after = reconstruction_error(teacher.module, setting.call, setting.image)
+    assert after < 0.7 * before
+    assert float(teacher.errors[-1]) < float(teacher.errors[0])
+    fixed = copy.deepcopy(teacher.module.state_dict())
+    setting.features()
+    teacher.update(setting.host)
+    teacher.prepare(setting.recipe, setting.call, setting.image)
+    assert same(dict(teacher.module.state_dict()), dict(fixed))
+    assert len(teacher.errors) == 60
+    assert not teacher.module.training
+    assert not any(parameter.requires_grad for parameter in teacher.module.parameters())
+
+
+def test_a_frozen_teacher_is_the_same_whatever_the_random_state():
+    states = []
+    for seed in (1, 2):
+        setting = meet(FrozenTeacher(pictures(), steps=3, seed=7), prepare=False)
+        torch.manual_seed(seed)
+        setting.teacher.prepare(setting.recipe, setting.call, setting.image)
+        states.append(dict(setting.teacher.module.state_dict()))
+    assert same(states[0], states[1])
+
+
+def test_a_frozen_teacher_trains_on_batches_of_any_size_where_the_call_carries_more_than_the_image():
+    toy = ZOO["ones_and_mask"]
+    setting = meet(FrozenTeacher([pictures(6), pictures(2)], steps=4), toy, batch(count=3))
+    assert len(setting.features()) == 3
+
+
+def test_a_loaded_frozen_teacher_is_not_trained_again(tmp_path):
+    def begin():
+        host = TOY.build()
+        teacher = FrozenTeacher(pictures(), steps=3)
+        return host, teacher, inpaint_distill.attach(host, teacher=teacher, config={"warmup": 0, "balance": "none"})
+
+    host, teacher, distiller = begin()
+    image, mask = batch()
+    reconstruct(TOY, host, image, mask)
+    loss = distiller.loss(image, mask)
+    distiller.save(tmp_path / "state")
+    host, again, distiller = begin()
+    distiller.load(tmp_path / "state")
+    reconstruct(TOY, host, image, mask)
+    assert torch.equal(distiller.loss(image, mask), loss)
+    assert again.errors == []
+    assert same(dict(again.module.state_dict()), dict(teacher.module.state_dict()))
+
+
+def test_a_frozen_teacher_without_images_is_refused_at_attach():
+    host = TOY.build()
+    before = footprint(host)
+    with pytest.raises(ConfigError, match="FrozenTeacher"):
+        inpaint_distill.attach(host, teacher="frozen")
+    assert footprint(host) == before
+
+
+# -- online ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_online_teacher_learns_to_reconstruct_while_it_is_asked():
+    teacher = OnlineTeacher(lr=3e-3)
+    setting = meet(teacher)
+    host = copy.deepcopy(setting.host.state_dict())
+    before = reconstruction_error(teacher.module, setting.call, setting.image)
+    for _ in range(60):
+        features = setting.features()
+    assert reconstruction_error(teacher.module, setting.call, setting.image) < 0.7 * before
+    assert same(dict(setting.host.state_dict()), dict(host))
+    assert not any(feature.requires_grad for feature in features)
+
+
+@pytest.mark.parametrize("name", ["two_stage", "dict_output", "dataclass_output", "image_and_none", "partial_conv"])
+def test_the_restored_image_is_found_among_the_outputs(name):
+    teacher = OnlineTeacher(lr=3e-3)
+    setting = meet(teacher, ZOO[name])
+
+    def error():
+        with torch.no_grad():
+            return float((ZOO[name].select(setting.call.run(teacher.module)) - setting.image).abs().mean())
+
+    before = error()
+    for _ in range(30):
+        setting.features()
+    assert error() < before
+
+
+def test_parameters_that_the_user_froze_stay_frozen_in_a_trained_copy():
+    host = TOY.build()
+    host.enc0.requires_grad_(False)
+    teacher = OnlineTeacher(lr=0.1)
+    distiller = inpaint_distill.attach(
+        host, teacher=teacher, stages=["enc1", "enc2"], config={"warmup": 0, "balance": "none"}
+    )
+    before = copy.deepcopy(teacher.module.state_dict())
+    image, mask = batch()
+    reconstruct(TOY, host, image, mask)
+    distiller.loss(image, mask)
+    after = teacher.module.state_dict()
+    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert moved == {"enc1", "enc2", "up"}
+
+
+# -- any module --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_efficientnet"])
+def test_a_timm_backbone_is_paired_by_stride_and_its_channels_are_met(model):
+    backbone = timm.create_model(model, pretrained=False, features_only=True)
+    host = TOY.build()
+    optimizer = make_optimizer(host)
+    flags, before = [m.training for m in backbone.modules()], footprint(backbone)
+    weights = copy.deepcopy(backbone.state_dict())
+    with inpaint_distill.attach(host, optimizer, teacher=backbone, config={"warmup": 0}) as distiller:
+        losses = train(TOY, host, optimizer, batches(2), distiller)
+        paired = distiller._teacher.paired
+        assert [stage.stride for stage in paired] == [2, 2, 4]  # the host has strides 1, 2, 4, the backbone from 2 on
+        channels = backbone.feature_info.channels()
+        assert [stage.channels for stage in paired] == [channels[0], channels[0], channels[1]]
+    assert all(torch.isfinite(loss) for loss in losses)
+    assert [m.training for m in backbone.modules()] == flags
+    assert footprint(backbone) == before
+    assert same(dict(backbone.state_dict()), dict(weights))
+
+
+def test_a_module_gets_the_complete_image_as_the_user_gave_it_or_by_the_users_call():
+    seen = []
+
+    class Look(type(ZOO["white_holes"].build())):
+        def forward(self, image):
+            seen.append(image)
+            return super().forward(image)
+
+    image, _ = batch()
+    setting = meet(ModuleTeacher(Look(3)))
+    setting.features()
+    assert torch.equal(seen[-1], image)
+    setting = meet(ModuleTeacher(Look(3), call=lambda network, x: network((x - 0.5) * 2)))
+    setting.features()
+    assert torch.equal(seen[-1], (image - 0.5) * 2)
+
+
+def test_the_stages_of_a_module_can_be_named():
+    setting = meet(ModuleTeacher(ZOO["white_holes"].build(), stages=["enc2"]))
+    assert [stage.name for stage in setting.teacher.paired] == ["enc2"] * 3
+    with pytest.raises(PlanError, match="nothing"):
+        meet(ModuleTeacher(ZOO["white_holes"].build(), stages=["nothing"]))
+
+
+class FixedSize(nn.Module):
+    """Accepts one square size, as vision transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = ZOO["white_holes"].build()
+
+    def forward(self, image):
+        if image.shape[2:] != (32, 32):
+            raise AssertionError("input size doesn't match the model")
+        return self.inner(image)
+
+
+def test_a_module_of_a_fixed_square_size_is_planned_on_the_size_of_the_images():
+    setting = meet(ModuleTeacher(FixedSize()))
+    assert [stage.stride for stage in setting.teacher.paired] == [1, 2, 4]
+    assert len(setting.features()) == 3
+
+
+def test_a_module_that_does_not_run_on_the_image_is_an_error_with_its_message():
+    with pytest.raises(PlanError, match="7 channels"):
+        meet(ModuleTeacher(Refusing()))
+
+
+class Refusing(nn.Module):
+    def forward(self, image):
+        raise ValueError("wants 7 channels")
+
+
+def test_a_modules_batch_statistics_do_not_move():
+    module = timm.create_model("test_resnet", pretrained=False, features_only=True)
+    before = copy.deepcopy(module.state_dict())
+    setting = meet(ModuleTeacher(module))
+    setting.features()
+    setting.teacher.release()
+    assert same(dict(module.state_dict()), dict(before))
+    assert module.training

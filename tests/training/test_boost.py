@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from PIL import Image
+
+from inpaint_distill.cli import main
+from inpaint_distill.config import from_dict
+from inpaint_distill.training.boost import _compare, _runs
+from inpaint_distill.training.settings import BoostSettings
+from inpaint_distill.training.statistics import paired_interval
+
+TINY = {
+    "host": "partial-conv",
+    "host_options": {"width": 4, "levels": 2},
+    "size": 16,
+    "batch": 2,
+    "steps": 4,
+    "seeds": [0, 1],
+    "lrs": [0.001],
+    "evaluations": 2,
+    "train_images": 12,
+    "eval_images": 8,
+    "jobs": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A whole study through the command line, on a folder of photographs with broken files among them."""
+    folder = tmp_path_factory.mktemp("study")
+    photos = folder / "photos"
+    photos.mkdir()
+    for index in range(30):
+        Image.effect_noise((24, 20), 60 + index).convert("RGB").save(photos / f"{index:02}.png")
+    (photos / "broken.png").write_bytes(b"no image")
+    config = folder / "study.yaml"
+    config.write_text(yaml.safe_dump({**TINY, "data": str(photos), "train_images": None}))
+    assert main(["boost", "--config", str(config), "--out", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+def test_a_study_writes_result_report_and_figures(study):
+    assert {"result.json", "report.html", "panels.png", "curves.png", "differences.png"} <= set(os.listdir(study))
+    report = (study / "report.html").read_text()
+    assert "http://" not in report
+    assert "https://" not in report
+    assert "broken.png" in report
+
+
+def test_the_result_holds_every_run_and_pairs_them(study):
+    result = json.loads((study / "result.json").read_text())
+    assert [(run["arm"], run["seed"]) for run in result["runs"]] == [
+        (arm, seed) for seed in (0, 1) for arm in ("bare", "distilled", "bare_equal_time")
+    ]
+    scores = {(run["arm"], run["seed"]): run["scores"]["hole_psnr"]["all"] for run in result["runs"]}
+    row = next(
+        row
+        for row in result["comparisons"]
+        if (row["comparison"], row["metric"], row["bin"]) == ("steps", "hole_psnr", "all")
+    )
+    assert row["differences"] == [scores["distilled", seed] - scores["bare", seed] for seed in (0, 1)]
+    interval = paired_interval([scores["bare", s] for s in (0, 1)], [scores["distilled", s] for s in (0, 1)])
+    assert (row["mean"], row["low"], row["high"]) == (interval.mean, interval.low, interval.high)
+    assert result["versions"]["torch"]
+    assert result["data"]["skipped"][0][0] == "broken.png"
+
+
+def test_the_settings_in_the_result_repeat_the_study(study):
+    result = json.loads((study / "result.json").read_text())
+    settings = from_dict(BoostSettings, result["settings"])
+    assert settings.seeds == (0, 1)
+    assert settings.data is not None
+    # The result file itself is a configuration: a finished study is found again, run for run.
+    assert main(["boost", "--config", str(study / "result.json"), "--out", str(study), "--resume"]) == 0
+    assert json.loads((study / "result.json").read_text())["runs"] == result["runs"]
+
+
+def test_a_folder_with_another_study_is_not_written_to(study, capsys):
+    config = str(study / "result.json")
+    assert main(["boost", "--config", config, "--out", str(study)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(["boost", "--config", config, "--out", str(study), "--resume", "--steps", "5"]) == 2
+    assert "steps = 4 (now 5)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "unreadable"])
+def test_a_folder_without_images_is_an_error(kind, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    if kind != "missing":
+        folder.mkdir()
+    if kind == "unreadable":
+        (folder / "a.jpg").write_bytes(b"nothing")
+    assert main(["boost", "--data", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert "photos" in capsys.readouterr().err
+
+
+def test_an_unknown_host_is_an_error_with_a_near_name(tmp_path, capsys):
+    assert main(["boost", "--host", "gated-cnv", "--out", str(tmp_path / "out")]) == 2
+    assert "gated-conv" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
+def test_ctrl_c_leaves_a_study_that_can_be_resumed(tmp_path):
+    config = tmp_path / "long.yaml"
+    config.write_text(yaml.safe_dump({**TINY, "steps": 50000, "evaluations": 5000, "equal_time": False}))
+    words = ["boost", "--config", str(config), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "inpaint_distill.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    runs = tmp_path / "out" / "runs"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None and not list(runs.glob("*.checkpoint")):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "--resume" in output
+    assert "Traceback" not in output
+    assert list(runs.glob("*.checkpoint"))
+
+
+def test_the_runs_of_a_study_come_pair_by_pair_and_the_longer_one_takes_the_same_time():
+    runs = _runs(BoostSettings(steps=100, seeds=(4, 7)), lr=2e-3, ratio=1.25)
+    assert [(run.arm, run.seed, run.steps) for run in runs[:3]] == [
+        ("bare", 4, 100),
+        ("distilled", 4, 100),
+        ("bare_equal_time", 4, 125),
+    ]
+    assert {run.lr for run in runs} == {2e-3}
+
+
+def test_a_seed_without_its_partner_is_left_out():
+    def run(arm, seed, value):
+        names = ("hole_psnr", "psnr", "ssim", "l1")
+        return {"arm": arm, "seed": seed, "scores": {name: {"all": value} for name in names}}
+
+    rows = _compare("steps", "bare", [run("bare", 0, 1.0), run("distilled", 0, 2.0), run("distilled", 1, 9.0)])
+    assert [(row["pairs"], row["mean"]) for row in rows] == [(1, 1.0)] * 4

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from inpaint_distill.config import Config, TermConfig
+from inpaint_distill.training.data import Batches, EvalSet, load_data
+from inpaint_distill.training.loop import Trainer, evaluate, mean_fill, reconstruction_loss, restore
+from inpaint_distill.training.settings import BoostSettings, Run
+
+SETTINGS = BoostSettings(
+    host="partial-conv",
+    host_options={"width": 4, "levels": 2},
+    size=16,
+    batch=3,
+    steps=6,
+    evaluations=3,
+    train_images=20,
+    eval_images=8,
+    fade=None,
+    distillation=Config(warmup=0, balance_every=2),
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data(SETTINGS)
+
+
+def run_of(arm, **changes):
+    return Run(arm=arm, **{"seed": 3, "steps": 6, "lr": 1e-3, **changes})
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.host.state_dict().items()}
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_every_arm_starts_from_the_same_weights_and_sees_the_same_batches(data):
+    arms = [Trainer(run_of(arm), SETTINGS, data) for arm in ("bare", "distilled", "bare_equal_time")]
+    for other in arms[1:]:
+        assert_equal(weights(arms[0]), weights(other))
+        for trainer in arms:
+            trainer.batches = Batches(data, SETTINGS.size, SETTINGS.batch, trainer.run.seed)
+        for _ in range(9):  # more than one pass over the images
+            for own, same in zip(arms[0].batches.draw(), other.batches.draw(), strict=True):
+                assert torch.equal(own, same)
+
+
+def test_distillation_changes_the_weights_and_weight_zero_does_not(data):
+    off = dataclasses.replace(SETTINGS, distillation=Config(cross=TermConfig(weight=0.0), self_=TermConfig(weight=0.0)))
+    trained = {}
+    for name, arm, settings in (("bare", "bare", SETTINGS), ("on", "distilled", SETTINGS), ("off", "distilled", off)):
+        trainer = Trainer(run_of(arm), settings, data)
+        for _ in range(4):
+            trainer.train_step()
+        trained[name] = weights(trainer)
+    assert_equal(trained["bare"], trained["off"])
+    assert any(not torch.equal(value, trained["on"][name]) for name, value in trained["bare"].items())
+
+
+@pytest.mark.parametrize("arm", ["bare", "distilled"])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(data, arm, tmp_path):
+    whole = Trainer(run_of(arm), SETTINGS, data)
+    expected = whole.train(tmp_path, lambda step: True)
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(run_of(arm), SETTINGS, data).train(stopped, lambda step: step < 3)
+    torch.manual_seed(99)
+    resumed = Trainer(run_of(arm), SETTINGS, data)
+    result = resumed.train(stopped, lambda step: True)
+    assert_equal(weights(whole), weights(resumed))
+    assert result["scores"] == expected["scores"]
+    assert [point["step"] for point in result["curve"]] == [2, 4, 6]
+
+
+def test_a_run_that_ended_between_two_points_is_still_scored_at_its_end(data, tmp_path):
+    settings = dataclasses.replace(SETTINGS, evaluations=4)
+    result = Trainer(run_of("bare", steps=5), settings, data).train(tmp_path, lambda step: True)
+    assert result["curve"][-1]["step"] == 5
+
+
+def test_the_frozen_teacher_is_trained_on_the_training_images(data):
+    settings = dataclasses.replace(SETTINGS, distillation=Config(teacher="frozen", teacher_steps=4, warmup=0))
+    trainer = Trainer(run_of("distilled"), settings, data)
+    trainer.train_step()
+    assert trainer.distiller is not None
+    assert "frozen" in trainer.distiller.plan.teacher
+    assert trainer.distiller.log["cross"] > 0
+
+
+def test_evaluation_leaves_training_mode_and_statistics_alone(data):
+    trainer = Trainer(run_of("bare"), SETTINGS, data)
+    before = weights(trainer)
+    restored = restore(trainer.host, trainer.adapter, data.val, batch=3)
+    assert restored.shape == data.val.images.shape
+    assert trainer.host.training
+    assert_equal(before, weights(trainer))
+    one_by_one = torch.cat(
+        [
+            restore(trainer.host, trainer.adapter, EvalSet(i[None], h[None]))
+            for i, h in zip(data.val.images, data.val.holes, strict=True)
+        ]
+    )
+    torch.testing.assert_close(restored, one_by_one, rtol=1e-4, atol=1e-5)
+    assert evaluate(data.val.images, data.val)["hole_psnr"]["all"] == 100.0
+
+
+def test_the_hosts_loss_counts_hole_and_known_pixels_alike():
+    image = torch.zeros(1, 3, 4, 4)
+    hole = torch.zeros(1, 1, 4, 4)
+    hole[..., 0, 0] = 1
+    inside, outside = image + hole, image + (1 - hole)
+    assert reconstruction_loss((inside,), image, hole).item() == pytest.approx(1.0)
+    assert reconstruction_loss((outside,), image, hole).item() == pytest.approx(1.0)
+    assert reconstruction_loss((inside, image), image, hole).item() == pytest.approx(0.5)
+
+
+def test_filling_with_the_mean_colour_is_scored_as_by_hand(data):
+    values = []
+    for image, hole in zip(data.val.images.double(), data.val.holes.double(), strict=True):
+        known = (1 - hole)[0].bool()
+        fill = torch.stack([channel[known].mean() for channel in image])[:, None, None]
+        squared = (image - fill).square()[:, ~known].mean() / 4  # on the scale [0, 1]
+        values.append(-10 * torch.log10(squared))
+    assert mean_fill(data.val) == pytest.approx(torch.stack(values).mean().item(), abs=1e-4)
+
+
+def test_training_masks_and_evaluation_masks_do_not_overlap(data):
+    def flat(masks):
+        return {tuple(mask.flatten().bool().tolist()) for mask in masks}
+
+    assert flat(data.masks).isdisjoint(flat(data.val.holes) | flat(data.test.holes))
+    assert data.masks.any()
+
+
+def test_a_step_is_timed_side_by_side(data):
+    from inpaint_distill.training.cost import step_cost
+
+    threads = torch.get_num_threads()
+    cost = step_cost(SETTINGS, data, 1e-3, pairs=3)
+    assert torch.get_num_threads() == threads
+    assert cost["bare_step_seconds"] > 0
+    assert cost["ratio"] > 0
+    assert cost["pairs"] == 3
