@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from inpaint_distill.errors import PlanError
 from inpaint_distill.host.discovery import choose_encoder, find_encoders, named_stages, output_stages
 from inpaint_distill.host.guard import forked_rng, module_device
 from inpaint_distill.host.taps import FeatureTaps, StopForward
@@ -58,7 +59,14 @@ class ModuleTeacher(Teacher):
     def plan(self, stages: Sequence[Stage], image_size: tuple[int, int]) -> tuple[Stage, ...]:
         """Find the module's stages in a dry run and pair them by stride."""
         image = torch.zeros(2, 3, *image_size, device=module_device(self.module))
-        events = trace_forward(self.module, lambda: self.call(self.module, image))
+        try:
+            events = trace_forward(self.module, lambda: self.call(self.module, image))
+        except Exception as error:
+            raise PlanError(
+                f"a dry run of the teacher {type(self.module).__name__} on images {tuple(image.shape)}",
+                f"{type(error).__name__}: {error}",
+                "say how to run it: ModuleTeacher(module, call=lambda module, image: ...)",
+            ) from error
         trace = Trace(events, image_size, image_size)
         own = named_stages(trace, self.stages) if self.stages else output_stages(trace)
         if not own:

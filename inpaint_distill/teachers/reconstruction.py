@@ -43,7 +43,7 @@ def restored_images(output: Any, image: Tensor) -> list[Tensor]:
 class _ReconstructionTeacher(CopyTeacher):
     """A copy of the host with an L1 reconstruction loss on the complete image (DGI's auxiliary network)."""
 
-    def __init__(self, lr: float) -> None:
+    def __init__(self, lr: float = 1e-3) -> None:
         self.lr = lr
 
     def bind(self, host: nn.Module) -> None:
@@ -176,8 +176,9 @@ class FrozenTeacher(_ReconstructionTeacher):
                     asked = f"teacher images of shape (B, {', '.join(map(str, image.shape[1:]))}), as given to loss()"
                     found = f"shape {tuple(batch.shape)}"
                     raise InputError(asked, found, "give FrozenTeacher images of the training size")
-                count += 1
-                yield batch
+                count += len(batch)
+                if len(batch):
+                    yield batch
             if not count:
                 raise InputError("images for the frozen teacher", "none", "give FrozenTeacher(images=...) some")
 

@@ -150,12 +150,13 @@ def _cost(settings: BoostSettings, data: StudyData, lr: float, folder: Path) -> 
 
 def _runs(settings: BoostSettings, lr: float, ratio: float) -> list[Run]:
     """List the study's runs, seed by seed, so that a study cut short has whole pairs."""
+    active = settings.fade[1] if settings.fade else 1.0  # part of the training in which a step costs more
+    longer = max(settings.steps, round(settings.steps * (1 + (ratio - 1) * active)))
     runs = []
     for seed in settings.seeds:
         runs.append(Run(arm="bare", seed=seed, steps=settings.steps, lr=lr))
         runs.append(Run(arm="distilled", seed=seed, steps=settings.steps, lr=lr))
         if settings.equal_time:
-            longer = max(settings.steps, round(settings.steps * ratio))
             runs.append(Run(arm="bare_equal_time", seed=seed, steps=longer, lr=lr))
     return runs
 
