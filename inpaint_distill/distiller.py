@@ -112,7 +112,7 @@ class Distiller:
             targets = [feature.float() for feature in teacher]
             hole = mask.float().expand(image.shape[0], -1, -1, -1)
             terms = {name: term(maps, targets, hole) for name, term in self._terms.items()}
-            loss = self._composer.combine(terms, self._step, features, observation)
+            loss = self._composer.combine(terms, self._step, observation)
         loss.register_hook(self._companion.arrive)  # type: ignore[no-untyped-call]
         return loss
 

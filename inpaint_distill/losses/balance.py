@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,9 +23,10 @@ class GradientNormBalancer:
     """Estimate, for each term, the factor that gives it the same gradient norm as the host's loss.
 
     Every few steps, one backward of the user's is observed. The gradient that arrives at a tapped feature is the
-    host's plus the terms'; each term's own is had from a short backward from the term to the features, which does not
-    enter the host. The user's scaling of the sum (accumulation, GradScaler) is read off the gradient of the returned
-    loss and divided out. Nothing here waits for the device.
+    host's plus the terms'; each term's own is had from a backward from the term to the features, which enters the host
+    only between the tapped features. The user's scaling of the sum (accumulation, GradScaler) is read off the gradient
+    of the returned loss and divided out, so that a factor of the user's own on the distillation loss is divided out
+    too: use the weights. Nothing here waits for the device.
 
     Args:
         names: Names of the terms.
@@ -39,21 +41,22 @@ class GradientNormBalancer:
         """Tell whether this step is to be observed."""
         return step % self.every == 0 or any(factor is None for factor in self.factors.values())
 
-    def factor(self, name: str, term: Tensor) -> Tensor:
+    def factor(self, name: str) -> Tensor | float:
         """Return a term's current factor; 0 before the first observation: how strong it is, is not known yet."""
         factor = self.factors[name]
-        return torch.zeros_like(term.detach()) if factor is None else factor
+        return 0.0 if factor is None else factor
 
     def update(self, name: str, ratio: Tensor) -> None:
         """Take one measured ratio of gradient norms into the running factor; a ratio that is not finite is dropped."""
         old = self.factors[name]
+        measured = torch.isfinite(ratio) & (ratio > _BOUNDS[0])
         ratio = ratio.clamp(*_BOUNDS)
         if old is None:
-            self.factors[name] = torch.where(torch.isfinite(ratio), ratio, torch.ones_like(ratio))
-        else:
-            # Geometric mean: the ratio spans decades in the first steps.
-            new = (_SMOOTHING * old.log() + (1 - _SMOOTHING) * ratio.log()).exp()
-            self.factors[name] = torch.where(torch.isfinite(new), new, old)
+            self.factors[name] = torch.where(measured, ratio, torch.zeros_like(ratio))
+            return
+        # Geometric mean: the ratio spans decades in the first steps.
+        mean = (_SMOOTHING * old.log() + (1 - _SMOOTHING) * ratio.log()).exp()
+        self.factors[name] = torch.where(measured, torch.where(old > 0, mean, ratio), old)
 
 
 class Observation:
@@ -67,6 +70,7 @@ class Observation:
         self.balancer = balancer
         self.total: list[Tensor | None] = [None] * count
         self.early: list[Tensor | None] = [None] * count
+        self.edges: dict[int, GradientEdge] = {}
         self.own: dict[str, list[Tensor | None]] = {}
         self.applied: dict[str, Tensor] = {}
         self.scale: Tensor | None = None
@@ -74,13 +78,13 @@ class Observation:
     def watch(self, index: int, feature: Tensor) -> None:
         """Watch the gradient of one feature."""
         if feature.requires_grad:
+            self.edges[index] = get_gradient_edge(feature)
             feature.register_hook(partial(self._feature_gradient, index))  # type: ignore[no-untyped-call]
 
     def expect(
         self,
         terms: Mapping[str, Tensor],
         applied: Mapping[str, Tensor],
-        features: Sequence[Tensor],
         loss: Tensor,
     ) -> None:
         """Take each term's own gradient at the features and wait for the user's backward of ``loss``.
@@ -88,11 +92,13 @@ class Observation:
         Args:
             terms: Unweighted terms that depend on the features.
             applied: The factor each enters ``loss`` with.
-            features: The features the terms were computed from, in the taps' order.
             loss: What is handed to the user.
         """
+        early = list(self.early)  # the backwards below run through the same hooks
+        edges = [self.edges[index] for index in range(len(self.total))]
         for name, term in terms.items():
-            self.own[name] = list(torch.autograd.grad(term, features, retain_graph=True, allow_unused=True))
+            self.own[name] = list(torch.autograd.grad(term, edges, retain_graph=True, allow_unused=True))
+        self.early = early
         self.applied = dict(applied)
         loss.register_hook(self._loss_gradient)  # type: ignore[no-untyped-call]
 

@@ -10,7 +10,7 @@ from inpaint_distill.losses.balance import GradientNormBalancer, Observation
 from inpaint_distill.losses.schedule import schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -47,25 +47,22 @@ class Composer:
             return None
         return Observation(self.balancer, count)
 
-    def combine(
-        self, terms: Mapping[str, Tensor], step: int, features: Sequence[Tensor], observation: Observation | None
-    ) -> Tensor:
+    def combine(self, terms: Mapping[str, Tensor], step: int, observation: Observation | None) -> Tensor:
         """Weigh the terms of one step and add them up.
 
         Args:
             terms: Unweighted terms.
             step: Optimizer steps done so far.
-            features: The student's features that the terms were computed from.
             observation: From :meth:`observation`, if the step is watched.
         """
         now = schedule(step, self.config.warmup, self.config.decay)
         factors = {}
         for name, term in terms.items():
-            balance = self.balancer.factor(name, term) if self.balancer else 1.0
+            balance = self.balancer.factor(name) if self.balancer else 1.0
             factors[name] = torch.full_like(term.detach(), now * self.weights[name]) * balance
         loss = torch.stack([factors[name] * term for name, term in terms.items()]).sum()
         if observation is not None:
-            observation.expect(terms, factors, features, loss)
+            observation.expect(terms, factors, loss)
         self.log = {
             **{name: term.detach() for name, term in terms.items()},
             **{f"factor/{name}": factor for name, factor in factors.items()},

@@ -164,7 +164,7 @@ def terms(**values):
 def test_weights_schedule_and_names_make_the_sum():
     composer = Composer(Config(warmup=4, balance="none"), {"cross": 0.5, "self": 0.1})
     given = terms(cross=3.0, self=20.0)
-    loss = composer.combine(given, 1, [], None)
+    loss = composer.combine(given, 1, None)
     assert float(loss.detach()) == pytest.approx(0.5 * (0.5 * 3.0 + 0.1 * 20.0))
     loss.backward()
     assert float(given["cross"].grad) == pytest.approx(0.25)
