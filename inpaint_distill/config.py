@@ -31,7 +31,7 @@ class TermConfig:
         region: Compare inside the hole (the method) or everywhere.
     """
 
-    weight: float = 0.5
+    weight: float = 0.2
     normalize: Literal["channel", "layer", "none"] = "channel"
     region: Literal["hole", "all"] = "hole"
 
@@ -65,7 +65,7 @@ class Config:
     teacher_steps: int = 500
     teacher_lr: float = 1e-3
     cross: TermConfig = field(default_factory=TermConfig)
-    self_: TermConfig = field(default_factory=lambda: TermConfig(weight=0.1))
+    self_: TermConfig = field(default_factory=lambda: TermConfig(weight=0.05))
     predictor: bool = True
     balance: Literal["gradient_norm", "none"] = "gradient_norm"
     balance_every: int = 16
@@ -92,7 +92,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     """Convert a dataclass of settings into plain dicts, lists and numbers.
 
     >>> to_dict(Config())["self"]["weight"]
-    0.1
+    0.05
     """
 
     def plain(value: Any) -> Any:
