@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from inpaint_distill.adapters.contextual_attention.network import ContextualAttentionGenerator
 from torch import Tensor, nn
 
+from inpaint_distill.adapters.contextual_attention.network import ContextualAttentionGenerator
 from inpaint_distill.host.adapter import Adapter
 
 __all__ = ["ContextualAttentionAdapter"]

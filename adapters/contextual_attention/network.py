@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from inpaint_distill.adapters.contextual_attention.two_stage import TwoStageGenerator
 from torch import Tensor, nn
+
+from inpaint_distill.adapters.contextual_attention.two_stage import TwoStageGenerator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

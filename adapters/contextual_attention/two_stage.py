@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from inpaint_distill.adapters.contextual_attention.attention import ContextualAttention
 from torch import Tensor, nn
 
+from inpaint_distill.adapters.contextual_attention.attention import ContextualAttention
 from inpaint_distill.errors import ConfigError, InputError
 
 __all__ = ["CoarseNet", "ConvFactory", "RefineNet", "TwoStageGenerator"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from inpaint_distill.adapters.gated_conv.network import GatedConvGenerator
 from torch import Tensor, nn
 
+from inpaint_distill.adapters.gated_conv.network import GatedConvGenerator
 from inpaint_distill.host.adapter import Adapter
 
 __all__ = ["GatedConvAdapter"]

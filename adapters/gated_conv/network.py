@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+
 from inpaint_distill.adapters.contextual_attention.two_stage import TwoStageGenerator
 from inpaint_distill.adapters.gated_conv.layers import GatedConv
-
 from inpaint_distill.errors import ConfigError
 
 if TYPE_CHECKING:

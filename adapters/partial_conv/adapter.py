@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from inpaint_distill.adapters.partial_conv.network import PartialConvUNet
-
 from inpaint_distill.host.adapter import Adapter
 
 if TYPE_CHECKING:

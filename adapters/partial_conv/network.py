@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from inpaint_distill.adapters.partial_conv.layers import PartialConv
 from torch import Tensor, nn
 
+from inpaint_distill.adapters.partial_conv.layers import PartialConv
 from inpaint_distill.errors import ConfigError, InputError
 
 __all__ = ["PartialConvUNet"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from inpaint_distill.adapters.unet.network import InpaintUNet
 from torch import Tensor, nn
 
+from inpaint_distill.adapters.unet.network import InpaintUNet
 from inpaint_distill.host.adapter import Adapter
 
 __all__ = ["UNetAdapter"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from inpaint_distill.adapters.unet.encoder import timm_stages
 from torch import Tensor, nn
 
+from inpaint_distill.adapters.unet.encoder import timm_stages
 from inpaint_distill.errors import ConfigError
 
 __all__ = ["InpaintUNet"]

@@ -72,7 +72,7 @@ class BoostSettings:
     size: int = 32
     train_images: int | None = None
     eval_images: int | None = 400
-    batch: int = 16
+    batch: int = 8
     steps: int = 400
     seeds: tuple[int, ...] = (0, 1, 2)
     lrs: tuple[float, ...] = (1e-3, 2e-3, 4e-3)

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from inpaint_distill.adapters.contextual_attention import ContextualAttention, ContextualAttentionGenerator
 
+from inpaint_distill.adapters.contextual_attention import ContextualAttention, ContextualAttentionGenerator
 from inpaint_distill.errors import ConfigError, InputError
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+
 from inpaint_distill.adapters.contextual_attention.network import ConvELU
 from inpaint_distill.adapters.gated_conv import GatedConvGenerator
 from inpaint_distill.adapters.gated_conv.layers import GatedConv
-
 from inpaint_distill.errors import ConfigError
 
 

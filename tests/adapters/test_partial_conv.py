@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+
 from inpaint_distill.adapters.partial_conv import PartialConvUNet
 from inpaint_distill.adapters.partial_conv.layers import PartialConv
-
 from inpaint_distill.errors import ConfigError, InputError
 
 

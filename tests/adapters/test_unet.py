@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from inpaint_distill.adapters.unet import InpaintUNet
 
+from inpaint_distill.adapters.unet import InpaintUNet
 from inpaint_distill.errors import ConfigError
 
 
