@@ -8,12 +8,10 @@ Two lines in a training loop that exists already:
 
 from __future__ import annotations
 
+import sys
+from importlib.util import spec_from_file_location
 from pathlib import Path
-
-# A source checkout keeps adapters/ beside the package; installed, it lies inside (see setup.cfg).
-# Without this line, `python -m pytest` in the repository root would find the package but not its adapters.
-if not (Path(__file__).parent / "adapters").is_dir() and (Path(__file__).parents[1] / "adapters").is_dir():
-    __path__.append(str(Path(__file__).parents[1]))
+from typing import TYPE_CHECKING
 
 from inpaint_distill.attach import attach
 from inpaint_distill.config import Config, TermConfig
@@ -24,6 +22,9 @@ from inpaint_distill.host.stage import Stage
 from inpaint_distill.plan import Plan
 from inpaint_distill.plan import plan_images as plan
 from inpaint_distill.teachers import EMATeacher, FrozenTeacher, ModuleTeacher, OnlineTeacher
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
 
 __all__ = [
     "Adapter",
@@ -42,3 +43,23 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+class _AdaptersBeside:
+    """Finds ``adapters/`` beside the package, where a source checkout keeps it (see setup.cfg).
+
+    Installed, it lies inside the package and is found as any other. Without this, ``python -m pytest`` in the root of
+    a checkout would find the package but not its adapters.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Find ``inpaint_distill.adapters`` and nothing else."""
+        beside = Path(__file__).parents[1] / "adapters"
+        if name != f"{__name__}.adapters" or not (beside / "__init__.py").is_file():
+            return None
+        return spec_from_file_location(name, beside / "__init__.py", submodule_search_locations=[str(beside)])
+
+
+if not (Path(__file__).parent / "adapters").is_dir():
+    sys.meta_path.append(_AdaptersBeside)

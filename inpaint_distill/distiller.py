@@ -15,7 +15,7 @@ from inpaint_distill.errors import CaptureError, StateError
 from inpaint_distill.host.adapted import derive
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.guard import forked_rng, module_device
-from inpaint_distill.host.taps import FeatureTaps, MethodHook
+from inpaint_distill.host.taps import FeatureTaps, MethodHook, remove_with
 from inpaint_distill.inputs import check_complete, check_shapes, check_values
 from inpaint_distill.losses.build import build_terms, term_weights
 from inpaint_distill.losses.composer import Composer
@@ -99,6 +99,8 @@ class Distiller:
         if not self._attached:
             raise CaptureError("a distillation loss", "the distiller is detached", "attach() again")
         check_shapes(image, mask)
+        if not torch.is_grad_enabled():
+            raise CaptureError("a distillation loss", "loss() was called under no_grad", "call it with gradients on")
         if self._paused or not self._composer.active(self._step):
             return image.new_zeros((), dtype=torch.float32)
         call, features, observation = self._take_forward()
@@ -238,6 +240,7 @@ class Distiller:
         ]
         if self._optimizer is not None:
             self._handles.append(self._optimizer.register_step_post_hook(step))
+        remove_with(self, self._handles)
 
     def _prepare(self, plan: Plan) -> None:
         """Build teacher taps, terms and host taps on a plan."""

@@ -420,14 +420,15 @@ def test_no_step_gives_the_terms_more_than_their_share_of_the_gradient():
 def test_the_log_names_the_terms_their_factors_and_the_sum():
     host = PLAIN.build()
     optimizer = make_optimizer(host)
-    distiller = inpaint_distill.attach(host, optimizer, config={**QUICK, "balance": "none"})
+    weights = {"cross": {"weight": 0.5}, "self": {"weight": 0.125}}
+    distiller = inpaint_distill.attach(host, optimizer, config={**QUICK, **weights, "balance": "none"})
     assert distiller.log == {}
     train(PLAIN, host, optimizer, batches(1), distiller)
     log = distiller.log
     assert list(log) == ["cross", "self", "factor/cross", "factor/self", "loss"]
     assert not any(value.requires_grad for value in log.values())
     assert log["factor/cross"] == 0.5
-    torch.testing.assert_close(log["loss"], 0.5 * log["cross"] + 0.1 * log["self"])
+    torch.testing.assert_close(log["loss"], 0.5 * log["cross"] + 0.125 * log["self"])
 
 
 def test_the_terms_fade_in_and_out_with_the_steps():

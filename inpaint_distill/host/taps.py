@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from inpaint_distill.host.stage import Stage
 
-__all__ = ["FeatureTaps", "Hook", "MethodHook", "StopForward"]
+__all__ = ["FeatureTaps", "Hook", "MethodHook", "StopForward", "remove_with"]
 
 
 class StopForward(BaseException):
@@ -53,6 +53,17 @@ class MethodHook(Hook):
         owner = self.owner()
         if owner is not None:
             getattr(owner, self.method)(*args)
+
+
+def remove_with(owner: object, handles: list[RemovableHandle]) -> None:
+    """Take hooks off when their owner is gone without having done it."""
+    weakref.finalize(owner, _remove, handles).atexit = False
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()
 
 
 class _StageHook(Hook):
@@ -103,6 +114,7 @@ class FeatureTaps:
             hook = _StageHook(self, dict(calls))
             self._hooks.append(hook)
             self._handles.append(modules[name].register_forward_hook(hook))
+        remove_with(self, self._handles)
 
     def begin(self, watch: Callable[[int, Tensor], None] | None = None) -> None:
         """Forget the last forward and keep the next one; ``watch`` is told of each feature as it appears."""
@@ -159,6 +171,4 @@ class FeatureTaps:
     def remove(self) -> None:
         """Take every hook off; other people's hooks stay."""
         self.clear()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        _remove(self._handles)

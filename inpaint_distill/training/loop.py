@@ -120,7 +120,7 @@ class Trainer:
         return loss.detach()
 
     def train(self, folder: Path, progress: Callable[[int], bool]) -> dict[str, Any]:
-        """Train to the end, resuming from ``folder`` where a checkpoint lies there, and score the test set.
+        """Train to the end, resuming from ``folder`` where a checkpoint lies there, and score the test set once.
 
         Args:
             folder: Where checkpoints are kept while the run lasts.
@@ -171,6 +171,7 @@ class Trainer:
         )
 
     def _result(self) -> dict[str, Any]:
+        test = self.data.test
         stuck = not self.curve[-1]["hole_psnr"] > mean_fill(self.data.val) + _STUCK_MARGIN
         return {
             "arm": self.run.arm,
@@ -180,7 +181,7 @@ class Trainer:
             "seconds": round(self.seconds, 3),
             "stuck": stuck,
             "curve": self.curve,
-            "scores": evaluate(restore(self.host, self.adapter, self.data.test), self.data.test),
+            "scores": {} if self.run.trial else evaluate(restore(self.host, self.adapter, test), test),
         }
 
     def _save(self, path: Path) -> None:

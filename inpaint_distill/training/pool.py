@@ -56,7 +56,8 @@ def _train(run: Run) -> None:
 
     trainer = Trainer(run, _worker["settings"], _worker["data"])
     result = trainer.train(folder, progress)
-    save_file({"restored": trainer.restored(PANELS)}, folder / f"{run.name}.safetensors")
+    if not run.trial:
+        save_file({"restored": trainer.restored(PANELS)}, folder / f"{run.name}.safetensors")
     partial = folder / f"{run.name}.partial"
     partial.write_text(json.dumps(result), encoding="utf-8")
     os.replace(partial, folder / f"{run.name}.json")

@@ -24,17 +24,19 @@ class Run:
         seed: Seed of initialisation, data order, crops and masks: the same for every arm.
         steps: Optimizer steps, over which the schedule is laid.
         lr: Peak learning rate.
+        trial: It only serves to choose the learning rate: the test images are not looked at.
     """
 
     arm: Arm
     seed: int
     steps: int
     lr: float
+    trial: bool = False
 
     @property
     def name(self) -> str:
         """Name of the run's files."""
-        return f"{self.arm}-seed{self.seed}-steps{self.steps}-lr{self.lr:g}"
+        return f"{'trial' if self.trial else self.arm}-seed{self.seed}-steps{self.steps}-lr{self.lr:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,8 @@ class BoostSettings:
     def trials(self) -> list[Run]:
         """Return the runs among which the learning rate is chosen; their seed is none of the study's."""
         seed = 1 + max(*self.seeds, 999)
-        return [Run(arm="bare", seed=seed, steps=self.tune_steps or self.steps, lr=lr) for lr in self.lrs]
+        steps = self.tune_steps or self.steps
+        return [Run(arm="bare", seed=seed, steps=steps, lr=lr, trial=True) for lr in self.lrs]
 
     def undistilled(self) -> bool:
         """Tell whether every distillation weight is zero."""

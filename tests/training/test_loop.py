@@ -88,6 +88,13 @@ def test_a_run_that_ended_between_two_points_is_still_scored_at_its_end(data, tm
     assert result["curve"][-1]["step"] == 5
 
 
+def test_a_trial_never_looks_at_the_test_images(data, tmp_path):
+    blind = dataclasses.replace(data, test=EvalSet(data.test.images[:0], data.test.holes[:0]))
+    result = Trainer(run_of("bare", trial=True), SETTINGS, blind).train(tmp_path, lambda step: True)
+    assert result["scores"] == {}
+    assert result["curve"][-1]["hole_psnr"] > 0
+
+
 def test_the_frozen_teacher_is_trained_on_the_training_images(data):
     settings = dataclasses.replace(SETTINGS, distillation=Config(teacher="frozen", teacher_steps=4, warmup=0))
     trainer = Trainer(run_of("distilled"), settings, data)

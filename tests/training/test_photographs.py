@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from inpaint_distill.training.images import load_splits
 from inpaint_distill.training.masks import load_mask_folder, ratio_bin
 
