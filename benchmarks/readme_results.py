@@ -28,8 +28,9 @@ def section(folder: Path) -> str:
     )
     sentences = " ".join(text for _, text in headlines(result))
     return (
-        f"![input, host, host + distillation, truth]({where}/panels.png)\n\n**{title}.** {sentences} "
-        f"[Report]({where}/report.html), [JSON]({where}/result.json), [curves]({where}/curves.png).\n\n"
+        f"![input, host, host + distillation, truth]({where}/preview.png)\n\n**{title}.** {sentences} "
+        f"[Report]({where}/report.html), [all metrics]({where}/table.md), [JSON]({where}/result.json), "
+        f"[curves]({where}/curves.png), [panels]({where}/panels.png).\n\n"
         f"{markdown_table(result)}"
     )
 

@@ -2,9 +2,11 @@
 
     python examples/two_lines.py
 
-prints the plan, then every 20 steps the host's own loss and the distillation's, then what is left on the host:
+prints the plan, then every 20 steps the host's own loss and the distillation's (the first step only measures it), then
+what is left on the host:
 
-    step 0: host 0.4890, distillation 0.0029
+    step 0: host 0.7815, distillation 0.0000
+    step 20: host 0.2237, distillation 0.0241
     ...
     hooks left: 0
 """

@@ -25,7 +25,7 @@ from inpaint_distill.training.loop import Trainer
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.metrics import METRICS, composite
 from inpaint_distill.training.pool import PANELS, Pool
-from inpaint_distill.training.report import SCHEMA, write_report
+from inpaint_distill.training.report import SCHEMA, markdown_table, write_report
 from inpaint_distill.training.settings import BoostSettings, Run
 from inpaint_distill.training.statistics import Interval, paired_interval, verdict
 
@@ -39,11 +39,12 @@ if TYPE_CHECKING:
 
 __all__ = ["boost"]
 
+_PREVIEW = 3  # images of the small panel
 _EXTENSIONS = 2  # times the list of learning rates may be extended at either end
 
 
 def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bool = False) -> dict[str, Any]:
-    """Run a study and write ``result.json``, ``report.html`` and the figures.
+    """Run a study and write ``result.json``, ``table.md``, ``report.html`` and the figures.
 
     Args:
         settings: The study.
@@ -83,6 +84,8 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
         },
     }
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(markdown_table(result, METRICS), encoding="utf-8")
+    panels({name: shown[:_PREVIEW] for name, shown in images.items()}, folder / "preview.png")
     figures = {
         "differences": differences(result, folder / "differences.png"),
         "curves": curves(result, folder / "curves.png"),

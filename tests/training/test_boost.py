@@ -48,7 +48,15 @@ def study(tmp_path_factory):
 
 
 def test_a_study_writes_result_report_and_figures(study):
-    assert {"result.json", "report.html", "panels.png", "curves.png", "differences.png"} <= set(os.listdir(study))
+    assert {
+        "result.json",
+        "report.html",
+        "table.md",
+        "panels.png",
+        "preview.png",
+        "curves.png",
+        "differences.png",
+    } <= set(os.listdir(study))
     report = (study / "report.html").read_text()
     assert "http://" not in report
     assert "https://" not in report
