@@ -54,7 +54,7 @@ class Config:
         self_: Self-distillation, deep level to shallow level of the host; ``self`` in files.
         predictor: Compare the teacher with a trained 1x1 convolution of the student's feature instead of the feature.
         balance: Scale each term to its share of the host's gradient norm, or leave the weights as they are.
-        balance_every: Steps between two measurements of the gradient norms.
+        balance_every: Steps between two measurements of the gradient norms; the first steps are all measured.
         warmup: Steps over which the weights rise linearly to their value.
         decay: Steps (first, last) between which the weights fall to zero along a cosine; ``None`` for never.
         seed: Seed of everything random that the distiller adds.

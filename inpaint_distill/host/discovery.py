@@ -70,11 +70,17 @@ def find_encoders(trace: Trace) -> list[tuple[Stage, ...]]:
 
 
 def choose_encoder(encoders: Sequence[tuple[Stage, ...]]) -> int:
-    """Return the index of the encoder to tap: the most levels, and of these the one that runs last.
+    """Return the index of the encoder to tap: the most levels, without gaps if possible, and of these the last to run.
 
-    In a two-stage host the last one is the refinement's, whose output reaches the final image last.
+    In a two-stage host the last one is the refinement's, whose output reaches the final image last. A gap in the
+    levels is a sign of blocks on skip connections, which run after the encoder that feeds them.
     """
-    return max(range(len(encoders)), key=lambda index: (len(encoders[index]), index))
+
+    def rank(index: int) -> tuple[int, bool, int]:
+        strides = [stage.stride for stage in encoders[index]]
+        return len(strides), strides[-1] <= strides[0] * 2 ** (len(strides) - 1), index
+
+    return max(range(len(encoders)), key=rank)
 
 
 def named_stages(trace: Trace, wanted: Sequence[str | Stage]) -> tuple[Stage, ...]:
@@ -146,14 +152,18 @@ def _readings(shape: tuple[int, ...], image_size: tuple[int, int]) -> Iterator[t
 def _candidates(trace: Trace, *, inside_blocks: bool) -> list[_Map]:
     """List the maps that can be a stage, in the order in which they were completed."""
     hidden = [event for event in trace.events if not event.leaf and _is_attention(event)]
+    blocks = [event for event in trace.events if not event.leaf and _goes_down_once(event, trace.image_size)]
     if not inside_blocks:
-        hidden += [event for event in trace.events if not event.leaf and _goes_down_once(event, trace.image_size)]
+        hidden += blocks
     found = []
     for event in trace.events:
         if not event.name or any(_inside(event, other) for other in hidden) or "pad" in event.kind.lower():
             continue
         maps = _maps(event, trace.image_size)
-        if maps:
+        if any(event is block for block in blocks):  # what it hands to the skip connection, then the next level
+            by_level = {each.level: each for each in reversed(maps)}
+            found += [by_level[level] for level in sorted(by_level)]
+        elif maps:
             levels = {each.level for each in maps}
             # Several maps: a feature and its companion (mask, global branch) share a level and come feature first;
             # a list of skips ends at the deepest one.
@@ -173,7 +183,7 @@ def _goes_down_once(event: Event, image_size: tuple[int, int]) -> bool:
     """Tell whether a block takes one map to the next lower resolution: what happens inside it is its own affair."""
     before = [level_of((shape[2], shape[3]), image_size) for shape in event.inputs if len(shape) == 4]
     after = [found.level for found in _maps(event, image_size)]
-    return bool(before and after) and before[0] is not None and after[0] == before[0] + 1
+    return bool(before and after) and before[0] is not None and max(after) == before[0] + 1
 
 
 def _down_runs(maps: list[_Map]) -> list[list[_Map]]:

@@ -39,8 +39,24 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in vars(module).items() if key == "training" or key not in _OWN}
 
 
+def _content(container: Any) -> Any:
+    """Copy what a list, dict or set holds, in a builtin type; their subclasses may refuse to be copied."""
+    return next(kind(container) for kind in (list, dict, set) if isinstance(container, kind))
+
+
+def _same(container: Any, content: Any) -> bool:
+    """Tell whether a container still holds the very objects of a former content."""
+    if isinstance(container, dict):
+        held, former = (*container, *container.values()), (*content, *content.values())
+    else:
+        held, former = tuple(container), tuple(content)
+    return len(held) == len(former) and all(one is other for one, other in zip(held, former, strict=True))
+
+
 def _refill(container: Any, content: Any) -> None:
-    """Bring a list, dict or set back to a former content, in place."""
+    """Bring a list, dict or set back to a former content, in place; read-only ones have not changed."""
+    if _same(container, content):
+        return
     if isinstance(container, list):
         container[:] = content
     else:
@@ -62,7 +78,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
     registered = [dict(part._buffers) for part in modules]
     attributes = [_plain_attributes(part) for part in modules]
     contents = {
-        id(part): [(value, copy.copy(value)) for value in plain.values() if isinstance(value, (list, dict, set))]
+        id(part): [(value, _content(value)) for value in plain.values() if isinstance(value, (list, dict, set))]
         for part, plain in zip(modules, attributes, strict=True)
     }
     try:

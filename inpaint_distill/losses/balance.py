@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["GradientNormBalancer", "Observation"]
 
 _SMOOTHING = 0.8
-_BOUNDS = (1e-6, 1e6)
+_BOUNDS = (1e-12, 1e6)
+_ROUNDING = 1e-6  # of the factor: a host's gradient this small is what the subtraction of the terms' own leaves
+_EAGER = 32  # first steps, in which the ratio of an untrained host falls or rises by decades
 _TINY = 1e-20
 
 
@@ -30,7 +32,7 @@ class GradientNormBalancer:
 
     Args:
         names: Names of the terms.
-        every: Steps between two observations.
+        every: Steps between two observations, after the first ones.
     """
 
     def __init__(self, names: Sequence[str], every: int) -> None:
@@ -38,8 +40,9 @@ class GradientNormBalancer:
         self.factors: dict[str, Tensor | None] = dict.fromkeys(names)
 
     def due(self, step: int) -> bool:
-        """Tell whether this step is to be observed."""
-        return step % self.every == 0 or any(factor is None for factor in self.factors.values())
+        """Tell whether this step is to be observed: the first ones and until all is measured, then every few."""
+        unmeasured = any(factor is None for factor in self.factors.values())
+        return step < _EAGER or step % self.every == 0 or unmeasured
 
     def factor(self, name: str) -> Tensor | float:
         """Return a term's current factor; 0 before the first observation: how strong it is, is not known yet."""
@@ -49,7 +52,7 @@ class GradientNormBalancer:
     def update(self, name: str, ratio: Tensor) -> None:
         """Take one measured ratio of gradient norms into the running factor; a ratio that is not finite is dropped."""
         old = self.factors[name]
-        measured = torch.isfinite(ratio) & (ratio > _BOUNDS[0])
+        measured = torch.isfinite(ratio) & (ratio > (_BOUNDS[0] if old is None else _ROUNDING * old))
         ratio = ratio.clamp(*_BOUNDS)
         if old is None:
             self.factors[name] = torch.where(measured, ratio, torch.zeros_like(ratio))

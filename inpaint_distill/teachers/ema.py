@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch import nn
+
 from inpaint_distill.host.guard import copy_module
 from inpaint_distill.teachers.base import CopyTeacher
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from inpaint_distill.host.call import HostCall
 
 __all__ = ["EMATeacher"]
 
 
 class EMATeacher(CopyTeacher):
     """Moving average of the host (ours, after I-JEPA and data2vec); timm's ``ModelEmaV3``. No training of its own.
+
+    Its batch normalisation uses the batch's statistics whenever the host's does, as mean teachers do: the running ones
+    are not there yet when training starts. It never moves the running ones, which are averages of the host's.
 
     Args:
         decay: Decay reached after timm's warm-up; the first step copies the host.
@@ -33,6 +40,20 @@ class EMATeacher(CopyTeacher):
         self.average = ModelEmaV3(copy_module(host), decay=self.decay, use_warmup=True)
         self.module = self.average.module
         self.module.requires_grad_(False)
+        kind = nn.modules.batchnorm._BatchNorm
+        self.norms = [
+            (own, other)
+            for own, other in zip(self.module.modules(), host.modules(), strict=True)
+            if isinstance(own, kind) and own.track_running_stats
+        ]
+        for own, _ in self.norms:
+            own.momentum = 0.0
+
+    def features(self, call: HostCall, image: Tensor) -> list[Tensor]:
+        """Run the average up to its last tap."""
+        for own, other in self.norms:
+            own.training = other.training
+        return super().features(call, image)
 
     def update(self, host: nn.Module) -> None:
         """Move the average towards the host."""

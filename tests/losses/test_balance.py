@@ -118,13 +118,23 @@ def test_measuring_does_not_change_the_training():
 # -- the running factor ------------------------------------------------------------------------------------------------
 
 
-def test_a_balancer_is_due_every_so_many_steps_and_until_it_has_measured():
-    balancer = GradientNormBalancer(["cross", "self"], every=4)
-    assert balancer.due(1)
+def test_a_balancer_is_due_at_first_then_every_so_many_steps_and_until_it_has_measured():
+    balancer = GradientNormBalancer(["cross", "self"], every=7)
+    assert balancer.due(100)
     balancer.update("cross", torch.tensor(2.0))
-    assert balancer.due(1)
+    assert balancer.due(100)
     balancer.update("self", torch.tensor(2.0))
-    assert [balancer.due(step) for step in range(9)] == [step % 4 == 0 for step in range(9)]
+    assert all(balancer.due(step) for step in range(32))
+    assert [step for step in range(32, 60) if balancer.due(step)] == [35, 42, 49, 56]
+
+
+def test_a_small_first_ratio_counts_and_a_later_one_made_of_rounding_does_not():
+    balancer = GradientNormBalancer(["cross"], every=1)
+    balancer.update("cross", torch.tensor(1e-9))
+    assert float(balancer.factor("cross")) == pytest.approx(1e-9)
+    balancer.factors["cross"] = torch.tensor(1.0)
+    balancer.update("cross", torch.tensor(1e-8))
+    assert float(balancer.factor("cross")) == 1.0
 
 
 def test_the_factor_moves_geometrically_and_converges():

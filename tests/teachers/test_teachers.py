@@ -120,6 +120,7 @@ def test_a_fresh_average_sees_what_the_host_in_eval_mode_would_see_of_the_comple
     toy = ZOO[name]
     image, mask = batch()
     setting = meet(EMATeacher(), toy, (image, mask))
+    setting.host.eval()
     host = toy.build()
     host.eval()
     distiller = inpaint_distill.attach(host)
@@ -148,6 +149,24 @@ def test_the_average_equals_timms_run_by_hand(name):
         average.update(twin, step=step)
     assert same(dict(distiller._teacher.module.state_dict()), dict(average.module.state_dict()))
     assert not same(dict(distiller._teacher.module.state_dict()), dict(host.state_dict()))
+
+
+def test_the_averages_batch_normalisation_follows_the_hosts_and_moves_no_statistics():
+    setting = meet(EMATeacher(), ZOO["batch_norm"])
+    host, module = setting.host, setting.teacher.module
+    before = {name: value.clone() for name, value in module.named_buffers() if "running" in name}
+    reference = copy.deepcopy(host)
+    kept = []
+    reference.get_submodule(setting.stages[-1].name).register_forward_hook(lambda m, a, out: kept.append(out))
+    for training in (False, True):  # the reference's own statistics move in the second
+        host.train(training)
+        reference.train(training)
+        with torch.no_grad():
+            setting.call.run(reference)
+        torch.testing.assert_close(setting.features()[-1], kept.pop())
+    after = dict(module.named_buffers())
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
 
 
 def test_the_first_step_copies_the_host():
