@@ -11,6 +11,7 @@ from inpaint_distill.errors import ConfigError, near_names
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from pathlib import Path
 
 __all__ = ["timm_stages"]
 
@@ -21,15 +22,19 @@ FEATURE_MODES: tuple[dict[str, Any], ...] = (
 )
 
 
-def timm_stages(backbone: str, in_channels: int, levels: int) -> tuple[nn.Sequential, list[int]]:
+def timm_stages(
+    backbone: str, in_channels: int, levels: int, pretrained: bool | str | Path = False
+) -> tuple[nn.Sequential, list[int]]:
     """Split a timm backbone so that the i-th child returns its i-th feature.
 
-    Weights are random. What lies behind the last feature is left out.
+    What lies behind the last feature is left out.
 
     Args:
         backbone: Name of a timm model with (B, C, H, W) features.
         in_channels: Channels of the input.
         levels: Number of features, from the shallowest on.
+        pretrained: ``True`` loads timm's weights, a path loads a file of them, ``False`` leaves them random. A first
+            convolution for 3 channels is adapted to ``in_channels``, as timm does.
 
     Returns:
         The stages, and the channels of each.
@@ -43,6 +48,9 @@ def timm_stages(backbone: str, in_channels: int, levels: int) -> tuple[nn.Sequen
     asked = f"the first {levels} features of the timm backbone {backbone!r}"
     if not timm.is_model(backbone):
         raise ConfigError(asked, "no timm model of that name", f"use one of {near_names(backbone, timm.list_models())}")
+    weights: dict[str, Any] = {"pretrained": bool(pretrained)}
+    if not isinstance(pretrained, bool):
+        weights["pretrained_cfg_overlay"] = {"file": str(pretrained)}
     refusals = []
     for mode in FEATURE_MODES:
         try:
@@ -50,7 +58,7 @@ def timm_stages(backbone: str, in_channels: int, levels: int) -> tuple[nn.Sequen
                 backbone,
                 features_only=True,
                 in_chans=in_channels,
-                pretrained=False,
+                **weights,
                 out_indices=tuple(range(levels)),
                 **mode,
             )

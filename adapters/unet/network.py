@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inpaint_distill.adapters.unet.encoder import timm_stages
 from inpaint_distill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["InpaintUNet"]
 
@@ -35,7 +40,7 @@ class UpBlock(nn.Module):
 
 
 class InpaintUNet(nn.Module):
-    """Inpaint with a plain U-Net whose encoder is a timm backbone with random weights (ours).
+    """Inpaint with a plain U-Net whose encoder is a timm backbone (ours).
 
     The decoder follows the resolutions that the encoder has, whatever its strides; its last block joins the input
     itself at full resolution.
@@ -45,16 +50,19 @@ class InpaintUNet(nn.Module):
         levels: Number of encoder features used, one per resolution. Four of resnet18 end at stride 16: a fifth would
             leave one pixel of a 32 px image, which BatchNorm cannot train on with a single image.
         width: Channels of the last decoder block; every block below has twice as many, up to its skip's channels.
+        pretrained: ``True`` loads timm's weights into the encoder, a path loads a file of them.
 
     Raises:
         ConfigError: If the backbone does not exist or has no such features, or ``width`` is not positive.
     """
 
-    def __init__(self, backbone: str = "resnet18", levels: int = 4, width: int = 32) -> None:
+    def __init__(
+        self, backbone: str = "resnet18", levels: int = 4, width: int = 32, pretrained: bool | str | Path = False
+    ) -> None:
         super().__init__()
         if width < 1 or levels < 1:
             raise ConfigError(f"width={width}, levels={levels}", "a number below 1", "use positive numbers")
-        self.encoder, channels = timm_stages(backbone, in_channels=4, levels=levels)
+        self.encoder, channels = timm_stages(backbone, 4, levels, pretrained)
         skips = [4, *channels[:-1]]
         decoder = []
         below = channels[-1]

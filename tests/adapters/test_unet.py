@@ -61,3 +61,15 @@ def test_sizes_that_no_stride_divides_are_restored():
 def test_a_backbone_that_cannot_be_used_is_explained(settings, found):
     with pytest.raises(ConfigError, match=found):
         InpaintUNet(**settings)
+
+
+def test_a_file_of_weights_is_loaded_and_its_first_convolution_takes_the_hole_as_well(tmp_path):
+    trained = timm.create_model("resnet18", num_classes=0)
+    file = tmp_path / "weights.pth"
+    torch.save(trained.state_dict(), file)
+    host = InpaintUNet(levels=2, width=8, pretrained=file)
+    first, second = host.encoder[0].conv1.weight, host.encoder[1].layer1[0].conv1.weight
+    assert torch.equal(second, trained.layer1[0].conv1.weight)
+    assert first.shape[1] == 4
+    # timm repeats the three colours and keeps the size of the response.
+    torch.testing.assert_close(first[:, 0], trained.conv1.weight[:, 0] * 3 / 4)
