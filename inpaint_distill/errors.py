@@ -18,6 +18,7 @@ __all__ = [
     "PlanError",
     "ReplayError",
     "StateError",
+    "TeacherWarning",
     "near_names",
 ]
 
@@ -76,6 +77,10 @@ class StateError(InpaintDistillError):
 
 class DataError(InpaintDistillError):
     """A folder of images or masks that cannot be used."""
+
+
+class TeacherWarning(UserWarning):
+    """A teacher from which little can be learned."""
 
 
 def near_names(wanted: str, names: Iterable[str], limit: int = 5) -> str:

@@ -11,6 +11,7 @@ from inpaint_distill.errors import ConfigError, InputError, ReplayError
 from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.host.tree import tensors
 from inpaint_distill.teachers.base import CopyTeacher
+from inpaint_distill.teachers.quality import measure_quality
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from inpaint_distill.host.call import HostCall
     from inpaint_distill.host.replay import Recipe
+    from inpaint_distill.teachers.quality import TeacherQuality
 
 __all__ = ["FrozenTeacher", "OnlineTeacher"]
 
@@ -130,6 +132,11 @@ class FrozenTeacher(_ReconstructionTeacher):
         steps: Steps of training.
         lr: Learning rate of AdamW.
         seed: Seed of the order of ``images`` where they are a tensor.
+
+    Attributes:
+        errors: Reconstruction loss of each step of the training.
+        quality: Reconstruction error afterwards, with and without the deepest feature; where that makes no difference,
+            a :class:`TeacherWarning` names the remedy.
     """
 
     kind: ClassVar[str] = "frozen"
@@ -143,6 +150,7 @@ class FrozenTeacher(_ReconstructionTeacher):
         self.seed = seed
         self.trained_steps = 0
         self.errors: list[Tensor] = []
+        self.quality: TeacherQuality | None = None
 
     def bind(self, host: nn.Module) -> None:
         """Copy the host, if there is something to train the copy on."""
@@ -165,6 +173,8 @@ class FrozenTeacher(_ReconstructionTeacher):
                 batch = next(batches).to(image)
                 self.errors.append(self.train_step(recipe.apply(_with_batch(call, image, len(batch)), batch), batch))
         self.trained_steps = self.steps
+        self.quality = measure_quality(self.module, call, recipe.target(call, image), self.taps.stages[-1])
+        self.quality.warn()
 
     def _batches(self, image: Tensor) -> Iterator[Tensor]:
         """Yield batches without end, of the image's size."""
