@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from torch.autograd.graph import GradientEdge
     from typing_extensions import Self
 
     from inpaint_distill.host.adapter import Adapter
@@ -103,7 +104,7 @@ class Distiller:
             raise CaptureError("a distillation loss", "loss() was called under no_grad", "call it with gradients on")
         if self._paused or not self._composer.active(self._step):
             return image.new_zeros((), dtype=torch.float32)
-        call, features, observation = self._take_forward()
+        call, features, observation, edges = self._take_forward()
         checked = image.device.type == "cpu" or self._recipe is None or self._step % _CHECK_EVERY == 0
         if checked:
             check_values(image, mask)
@@ -114,7 +115,7 @@ class Distiller:
             targets = [feature.float() for feature in teacher]
             hole = mask.float().expand(image.shape[0], -1, -1, -1)
             terms = {name: term(maps, targets, hole) for name, term in self._terms.items()}
-            loss = self._composer.combine(terms, self._step, observation)
+            loss = self._composer.combine(terms, self._step, observation, edges)
         loss.register_hook(self._companion.arrive)  # type: ignore[no-untyped-call]
         return loss
 
@@ -288,7 +289,7 @@ class Distiller:
                 self._teacher.prepare(recipe, recipe.apply(call, image), image)
         return self._teacher.features(recipe.apply(call, image), image)
 
-    def _take_forward(self) -> tuple[HostCall, list[Tensor], Observation | None]:
+    def _take_forward(self) -> tuple[HostCall, list[Tensor], Observation | None, list[GradientEdge]]:
         """Hand out the last watched forward, once."""
         call, observation = self._call, self._observation
         self._call = self._observation = None
@@ -299,14 +300,14 @@ class Distiller:
                 found, fix = "the host has not run since the last one", "call the host, then loss(), once per forward"
             raise CaptureError("a distillation loss", found, fix)
         self._ran_without_grad = False
-        features = self._taps.take()
+        edges, features = self._taps.take_edges(), self._taps.take()
         for stage, feature in zip(self._stages, features, strict=True):
             if not feature.requires_grad:
                 found = "a feature without gradient: the layers before it are frozen"
                 raise CaptureError(
                     f"stage {stage.label}", found, "train them, or name other stages: attach(stages=...)"
                 )
-        return call, features, observation
+        return call, features, observation, edges
 
     @property
     def _stages(self) -> tuple[Stage, ...]:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from inpaint_distill.errors import CaptureError, PlanError, near_names
 from inpaint_distill.host.tree import select
@@ -101,6 +102,7 @@ class FeatureTaps:
         self.active = False
         self.watch: Callable[[int, Tensor], None] | None = None
         self._kept: dict[int, tuple[Tensor, int]] = {}
+        self._edges: dict[int, GradientEdge] = {}
         self._hooks: list[_StageHook] = []
         self._handles: list[RemovableHandle] = []
         modules = dict(root.named_modules(remove_duplicate=False))
@@ -119,6 +121,7 @@ class FeatureTaps:
     def begin(self, watch: Callable[[int, Tensor], None] | None = None) -> None:
         """Forget the last forward and keep the next one; ``watch`` is told of each feature as it appears."""
         self._kept.clear()
+        self._edges.clear()
         self.watch = watch
         for hook in self._hooks:
             hook.calls = 0
@@ -134,13 +137,19 @@ class FeatureTaps:
         if not isinstance(feature, Tensor):
             found = f"a {type(feature).__name__} instead of a tensor"
             raise CaptureError(f"stage {stage.label}", found, "correct the stage's `select`")
-        if self.watch is not None:
+        if self.watch is not None and feature.requires_grad:
             self.watch(index, feature)
+            self._edges[index] = get_gradient_edge(feature)
         if stage.clone:
             feature = feature.clone()
         self._kept[index] = (feature, feature._version)
         if self.stop and len(self._kept) == len(self.stages):
             raise StopForward
+
+    def take_edges(self) -> list[GradientEdge]:
+        """Return where the watched features are in the graph, before any overwriting, and forget it."""
+        edges, self._edges = self._edges, {}
+        return [edges[index] for index in sorted(edges)]
 
     def take(self) -> list[Tensor]:
         """Return the features of the watched forward and forget them.
@@ -167,6 +176,7 @@ class FeatureTaps:
         """Forget what was kept and stop watching."""
         self.active = False
         self._kept.clear()
+        self._edges.clear()
 
     def remove(self) -> None:
         """Take every hook off; other people's hooks stay."""

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from torch.autograd.graph import GradientEdge
 
 __all__ = ["GradientNormBalancer", "Observation"]
 
@@ -73,7 +74,6 @@ class Observation:
         self.balancer = balancer
         self.total: list[Tensor | None] = [None] * count
         self.early: list[Tensor | None] = [None] * count
-        self.edges: dict[int, GradientEdge] = {}
         self.own: dict[str, list[Tensor | None]] = {}
         self.applied: dict[str, Tensor] = {}
         self.scale: Tensor | None = None
@@ -81,13 +81,13 @@ class Observation:
     def watch(self, index: int, feature: Tensor) -> None:
         """Watch the gradient of one feature."""
         if feature.requires_grad:
-            self.edges[index] = get_gradient_edge(feature)
             feature.register_hook(partial(self._feature_gradient, index))  # type: ignore[no-untyped-call]
 
     def expect(
         self,
         terms: Mapping[str, Tensor],
         applied: Mapping[str, Tensor],
+        edges: Sequence[GradientEdge],
         loss: Tensor,
     ) -> None:
         """Take each term's own gradient at the features and wait for the user's backward of ``loss``.
@@ -95,10 +95,11 @@ class Observation:
         Args:
             terms: Unweighted terms that depend on the features.
             applied: The factor each enters ``loss`` with.
+            edges: Where the features are in the graph. They are not kept: a hook on the graph that holds the graph
+                would never be freed.
             loss: What is handed to the user.
         """
         early = list(self.early)  # the backwards below run through the same hooks
-        edges = [self.edges[index] for index in range(len(self.total))]
         for name, term in terms.items():
             self.own[name] = list(torch.autograd.grad(term, edges, retain_graph=True, allow_unused=True))
         self.early = early

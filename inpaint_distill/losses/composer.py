@@ -10,9 +10,10 @@ from inpaint_distill.losses.balance import GradientNormBalancer, Observation
 from inpaint_distill.losses.schedule import schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
+    from torch.autograd.graph import GradientEdge
 
     from inpaint_distill.config import Config
 
@@ -47,13 +48,20 @@ class Composer:
             return None
         return Observation(self.balancer, count)
 
-    def combine(self, terms: Mapping[str, Tensor], step: int, observation: Observation | None) -> Tensor:
+    def combine(
+        self,
+        terms: Mapping[str, Tensor],
+        step: int,
+        observation: Observation | None = None,
+        edges: Sequence[GradientEdge] = (),
+    ) -> Tensor:
         """Weigh the terms of one step and add them up.
 
         Args:
             terms: Unweighted terms.
             step: Optimizer steps done so far.
             observation: From :meth:`observation`, if the step is watched.
+            edges: Then also where the tapped features are in the graph, one for each.
         """
         now = schedule(step, self.config.warmup, self.config.decay)
         factors = {}
@@ -62,7 +70,7 @@ class Composer:
             factors[name] = torch.full_like(term.detach(), now * self.weights[name]) * balance
         loss = torch.stack([factors[name] * term for name, term in terms.items()]).sum()
         if observation is not None:
-            observation.expect(terms, factors, loss)
+            observation.expect(terms, factors, edges, loss)
         self.log = {
             **{name: term.detach() for name, term in terms.items()},
             **{f"factor/{name}": factor for name, factor in factors.items()},

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Trainer", "evaluate", "mean_fill", "reconstruction_loss", "restore"]
 
+_SHORTEST_CYCLE = 20
 _STUCK_MARGIN = 0.5  # dB above filling the hole with one colour, below which a host has not learned
 
 
@@ -96,8 +97,10 @@ class Trainer:
         host.train()
         self.host = host
         self.optimizer = torch.optim.Adam(self.host.parameters(), lr=run.lr, betas=(0.9, 0.99))
+        # A cycle of 10 steps, whose rise is one step, makes OneCycleLR divide by zero.
+        cycle = max(run.steps + 1, _SHORTEST_CYCLE)
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, max_lr=run.lr, total_steps=run.steps + 1, pct_start=0.1, cycle_momentum=False
+            self.optimizer, max_lr=run.lr, total_steps=cycle, pct_start=0.1, cycle_momentum=False
         )
         self.batches = Batches(data, settings.size, settings.batch, run.seed)
         self.distiller = self._attach() if run.arm == "distilled" else None

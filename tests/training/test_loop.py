@@ -88,6 +88,13 @@ def test_a_run_that_ended_between_two_points_is_still_scored_at_its_end(data, tm
     assert result["curve"][-1]["step"] == 5
 
 
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 25])
+def test_a_run_may_be_as_short_as_one_step(data, steps, tmp_path):
+    settings = dataclasses.replace(SETTINGS, evaluations=1)
+    result = Trainer(run_of("bare", steps=steps), settings, data).train(tmp_path, lambda step: True)
+    assert [point["step"] for point in result["curve"]] == [steps]
+
+
 def test_a_trial_never_looks_at_the_test_images(data, tmp_path):
     blind = dataclasses.replace(data, test=EvalSet(data.test.images[:0], data.test.holes[:0]))
     result = Trainer(run_of("bare", trial=True), SETTINGS, blind).train(tmp_path, lambda step: True)
