@@ -59,7 +59,7 @@ def _add_boost(parser: argparse.ArgumentParser) -> None:
     unset = argparse.SUPPRESS
     settings.add_argument("--data", default=unset, help="folder of images (default: synthetic scenes)")
     settings.add_argument("--masks", default=unset, help="folder of masks, white = hole (default: free-form masks)")
-    settings.add_argument("--host", default=unset, help="family of the host (default: gated-conv)")
+    settings.add_argument("--host", default=unset, help="family of the host (default: partial-conv, the quickest)")
     settings.add_argument("--size", type=int, default=unset, help="side of the training crops in pixels")
     settings.add_argument("--steps", type=int, default=unset, help="optimizer steps of a run")
     settings.add_argument("--batch", type=int, default=unset, help="images per step")

@@ -67,7 +67,7 @@ class BoostSettings:
         device: ``cpu`` or ``cuda``.
     """
 
-    host: str = "gated-conv"
+    host: str = "partial-conv"
     host_options: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
     masks: str | None = None
@@ -75,7 +75,7 @@ class BoostSettings:
     train_images: int | None = None
     eval_images: int | None = 400
     batch: int = 8
-    steps: int = 400
+    steps: int = 600
     seeds: tuple[int, ...] = (0, 1, 2)
     lrs: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
     tune_steps: int | None = None
