@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from torch.autograd.graph import GradientEdge
 
-__all__ = ["GradientNormBalancer", "Observation"]
+__all__ = ["EAGER_STEPS", "GradientNormBalancer", "Observation"]
 
 _SMOOTHING = 0.8
 _BOUNDS = (1e-12, 1e6)
 _ROUNDING = 1e-6  # of the factor: a host's gradient this small is what the subtraction of the terms' own leaves
-_EAGER = 32  # first steps, in which the ratio of an untrained host falls or rises by decades
+EAGER_STEPS = 32  # first steps, in which the ratio of an untrained host falls or rises by decades
 _TINY = 1e-20
 
 
@@ -43,7 +43,7 @@ class GradientNormBalancer:
     def due(self, step: int) -> bool:
         """Tell whether this step is to be observed: the first ones and until all is measured, then every few."""
         unmeasured = any(factor is None for factor in self.factors.values())
-        return step < _EAGER or step % self.every == 0 or unmeasured
+        return step < EAGER_STEPS or step % self.every == 0 or unmeasured
 
     def factor(self, name: str) -> Tensor | float:
         """Return a term's current factor; 0 before the first observation: how strong it is, is not known yet."""
