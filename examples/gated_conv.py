@@ -6,8 +6,8 @@ prints the host's own loss, both terms and the factors they enter with (the firs
 is left on the host:
 
     step 0: host 0.9242, cross 7.5645 x 0.0000, self 4.4515 x 0.0000
-    step 20: host 0.7564, cross 2.8854 x 0.0025, self 0.7355 x 0.0013
-    step 40: host 0.6409, cross 1.6605 x 0.0022, self 0.4623 x 0.0012
+    step 20: host 0.7566, cross 3.0934 x 0.0015, self 0.7983 x 0.0007
+    step 40: host 0.6407, cross 1.7299 x 0.0015, self 0.4967 x 0.0009
     hooks left: 0
 """
 

@@ -6,7 +6,7 @@ prints the plan, then every 20 steps the host's own loss and the distillation's 
 what is left on the host:
 
     step 0: host 0.7815, distillation 0.0000
-    step 20: host 0.2237, distillation 0.0241
+    step 20: host 0.2276, distillation 0.0042
     ...
     hooks left: 0
 """
