@@ -126,6 +126,8 @@ def test_ctrl_c_leaves_a_study_that_can_be_resumed(tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # A job in the background of a shell ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     runs = tmp_path / "out" / "runs"
     deadline = time.monotonic() + 90
