@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from inpaint_distill.config import Config, TermConfig
+from inpaint_distill.config import Config
 from inpaint_distill.errors import ConfigError
 
 __all__ = ["Arm", "BoostSettings", "Run"]
@@ -114,8 +114,3 @@ class BoostSettings:
         seed = 1 + max(*self.seeds, 999)
         steps = self.tune_steps or self.steps
         return [Run(arm="bare", seed=seed, steps=steps, lr=lr, trial=True) for lr in self.lrs]
-
-    def undistilled(self) -> bool:
-        """Tell whether every distillation weight is zero."""
-        terms: tuple[TermConfig, ...] = (self.distillation.cross, self.distillation.self_)
-        return not any(term.weight for term in terms)
