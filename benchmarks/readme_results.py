@@ -8,10 +8,10 @@ they are in ``result.json``.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from inpaint_distill.training.report import headlines, markdown_table
+from inpaint_distill.training.result import made_contrasts, main_split, read_result
+from inpaint_distill.training.tables import headlines, markdown_overview, markdown_table
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -19,7 +19,10 @@ BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 def section(folder: Path) -> str:
     """Return one study's picture, sentences and table."""
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result = read_result(folder / "result.json")
+    ablated = len({contrast.arm for contrast in made_contrasts(result)}) > 1
+    table = markdown_overview(result, [main_split(result)]) if ablated else markdown_table(result)
+    shown = "input, host, variants, truth" if ablated else "input, host, host + distillation, truth"
     settings, data, where = result["settings"], result["data"], folder.relative_to(ROOT).as_posix()
     title = (
         f"{result['host']['name']}, {result['host']['parameters']:,} parameters, {settings['size']} px, "
@@ -28,10 +31,10 @@ def section(folder: Path) -> str:
     )
     sentences = " ".join(text for _, text in headlines(result))
     return (
-        f"![input, host, host + distillation, truth]({where}/preview.png)\n\n**{title}.** {sentences} "
+        f"![{shown}]({where}/preview.png)\n\n**{title}.** {sentences} "
         f"[Report]({where}/report.html), [all metrics]({where}/table.md), [JSON]({where}/result.json), "
         f"[curves]({where}/curves.png), [panels]({where}/panels.png).\n\n"
-        f"{markdown_table(result)}"
+        f"{table}"
     )
 
 

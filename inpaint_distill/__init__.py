@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inpaint_distill.attach import attach
-from inpaint_distill.config import Config, TermConfig
+from inpaint_distill.completed import load_host, save_host
+from inpaint_distill.config import AttentionConfig, Config, LookaheadConfig, TermConfig
 from inpaint_distill.distiller import Distiller
 from inpaint_distill.errors import InpaintDistillError
 from inpaint_distill.host.adapter import Adapter
+from inpaint_distill.host.attention import AttentionSite
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.plan import Plan
 from inpaint_distill.plan import plan_images as plan
@@ -28,18 +30,23 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapter",
+    "AttentionConfig",
+    "AttentionSite",
     "Config",
     "Distiller",
     "EMATeacher",
     "FrozenTeacher",
     "InpaintDistillError",
+    "LookaheadConfig",
     "ModuleTeacher",
     "OnlineTeacher",
     "Plan",
     "Stage",
     "TermConfig",
     "attach",
+    "load_host",
     "plan",
+    "save_host",
 ]
 
 __version__ = "0.1.0"

@@ -13,12 +13,15 @@ from inpaint_distill.config import Config, from_dict, to_dict
 from inpaint_distill.distiller import Distiller
 from inpaint_distill.errors import ConfigError, PlanError
 from inpaint_distill.host.adapter import Adapter
+from inpaint_distill.plan import Wanted
 from inpaint_distill.teachers.choose import make_teacher
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from inpaint_distill.host.attention import AttentionSite
     from inpaint_distill.host.stage import Stage
+    from inpaint_distill.lookahead.host_problem import InpaintingLoss
     from inpaint_distill.teachers.base import Teacher
 
 __all__ = ["attach"]
@@ -32,6 +35,10 @@ def attach(
     mask: Tensor | None = None,
     teacher: Literal["ema", "frozen", "online"] | Teacher | nn.Module | None = None,
     stages: Sequence[str | Stage] | None = None,
+    attention: Sequence[str | AttentionSite] | None = None,
+    completion: bool | None = None,
+    lookahead: Literal["finite_difference", "unroll", "off"] | None = None,
+    inpainting_loss: InpaintingLoss | None = None,
     adapter: Adapter | str | None = None,
     config: Config | Mapping[str, Any] | None = None,
 ) -> Distiller:
@@ -48,6 +55,12 @@ def attach(
         mask: Its mask (B, 1, H, W), 1 in the hole.
         teacher: ``"ema"`` (default), ``"frozen"``, ``"online"``, a teacher object, or any module.
         stages: Names or globs of the encoder stages, shallow to deep; found by default.
+        attention: Names or globs of the attention layers whose rows are compared; found by default, and none where the
+            list is empty.
+        completion: Inject completion blocks, which stay in the host.
+        lookahead: How the meta-networks are trained: ``"finite_difference"`` (default), ``"unroll"`` or ``"off"``.
+        inpainting_loss: ``loss(output, image, mask)``, by which they are trained: the host's output, and image and mask
+            as given to ``loss()``. By default the L1 distance in the host's own range, the hole weighing 6 times.
         adapter: An adapter or the name of one; looked up for the host by default.
         config: Everything else.
 
@@ -57,22 +70,42 @@ def attach(
         PlanError: No stages are found, or a name does not fit.
     """
     _check_host(host)
-    if isinstance(stages, str):
-        raise ConfigError(f"stages={stages!r}", "one name", f"give a list of names, shallow to deep: [{stages!r}, ...]")
+    for name, value in (("stages", stages), ("attention", attention)):
+        if isinstance(value, str):
+            raise ConfigError(f"{name}={value!r}", "one name", f"give a list of names in order: [{value!r}, ...]")
     if (image is None) != (mask is None):
         raise ConfigError("an image and a mask to plan with", "only one of them", "give both, or neither")
     if not isinstance(config, Config):
         config = from_dict(Config, config or {})
-    if isinstance(teacher, str):
-        config = from_dict(Config, {**to_dict(config), "teacher": teacher})
-        teacher = None
+    short: dict[str, Any] = {"teacher": teacher} if isinstance(teacher, str) else {}
+    if completion is not None:
+        short["completion"] = completion
+    if lookahead is not None:
+        short["lookahead"] = {**to_dict(config.lookahead), "engine": lookahead}
+    config = from_dict(Config, {**to_dict(config), **short})
+    if not config.attention.weight:
+        if attention:
+            fix = "give AttentionConfig a weight > 0, or name none"
+            raise ConfigError(f"attention={list(attention)}", "attention transfer of weight 0", fix)
+        attention = ()
+    if (config.completion or config.fusion) and optimizer is None and image is None:
+        raise ConfigError(
+            "blocks that stay in the host",
+            "no optimizer to train them",
+            "give attach() the optimizer, or image and mask now and make the optimizer afterwards",
+        )
     distiller = Distiller(
-        host, check_optimizer(host, optimizer), config, make_teacher(teacher, config), stages, _adapter(host, adapter)
+        host,
+        check_optimizer(host, optimizer),
+        config,
+        make_teacher(None if isinstance(teacher, str) else teacher, config),
+        Wanted.of(_adapter(host, adapter), stages, attention),
+        inpainting_loss,
     )
     try:
         distiller.install(image, mask)
     except BaseException:
-        distiller.detach()
+        distiller.detach(keep_completion=False)
         raise
     return distiller
 

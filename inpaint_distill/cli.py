@@ -1,4 +1,4 @@
-"""The command line: ``inpaint-distill boost`` and ``inpaint-distill plan``."""
+"""The command line: ``inpaint-distill boost``, ``inpaint-distill inspect`` and ``inpaint-distill plan``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ __all__ = ["main"]
 
 _DESCRIPTION = {
     "boost": "Train a host alone and with distillation, paired, and report whether it gained.",
+    "inspect": "Look into the trained hosts of a study: does the hole show in their features?",
     "plan": "Show what would be tapped on a host, without touching it.",
 }
 
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="inpaint-distill", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_boost(commands.add_parser("boost", help=_DESCRIPTION["boost"], description=_DESCRIPTION["boost"]))
+    _add_inspect(commands.add_parser("inspect", help=_DESCRIPTION["inspect"], description=_DESCRIPTION["inspect"]))
     _add_plan(commands.add_parser("plan", help=_DESCRIPTION["plan"], description=_DESCRIPTION["plan"]))
     return parser
 
@@ -67,6 +69,37 @@ def _add_boost(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--train-images", type=int, default=unset, metavar="N", help="train on at most N images")
     settings.add_argument("--jobs", type=int, default=unset, help="runs at a time (default: the number of cores)")
     settings.add_argument("--device", choices=("cpu", "cuda"), default=unset)
+    settings.add_argument(
+        "--ablate",
+        nargs="*",
+        dest="variants",
+        default=unset,
+        metavar="NAME",
+        help="train the parts of the method one by one and together, or those named",
+    )
+    settings.add_argument(
+        "--val-only",
+        action="store_false",
+        dest="score_test",
+        default=unset,
+        help="keep off the test images: while settings are being chosen, score the validation images alone",
+    )
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_inspect)
+    parser.add_argument("study", type=Path, help="folder of a study made by inpaint-distill boost")
+    parser.add_argument("--out", type=Path, help="folder of the figures and the table (default: STUDY/inspect)")
+    parser.add_argument("--arm", default="distilled", help="what is compared with the host alone (default: distilled)")
+    parser.add_argument("--image", type=int, metavar="N", help="validation image to draw (default: the thickest hole)")
+    parser.add_argument(
+        "--pixel",
+        type=int,
+        nargs=2,
+        metavar=("ROW", "COLUMN"),
+        help="hole pixel whose attention is drawn (default: the one deepest in the hole)",
+    )
+    parser.add_argument("--images", type=int, default=64, metavar="N", help="images to measure (default: 64)")
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
@@ -81,9 +114,10 @@ def _boost(parsed: argparse.Namespace) -> int:
     try:
         from rich.console import Console
 
+        from inpaint_distill.training.ablation import VARIANTS
         from inpaint_distill.training.boost import boost
-        from inpaint_distill.training.report import print_table
         from inpaint_distill.training.settings import BoostSettings
+        from inpaint_distill.training.tables import print_table
     except ModuleNotFoundError as error:
         raise ConfigError("boost", f"no package {error.name}", 'pip install "inpaint-distill[train]"') from None
 
@@ -92,6 +126,8 @@ def _boost(parsed: argparse.Namespace) -> int:
     values |= {key: value for key, value in vars(parsed).items() if key not in own}
     if isinstance(values.get("seeds"), int):
         values["seeds"] = list(range(values["seeds"]))
+    if values.get("variants") == []:
+        values["variants"] = list(VARIANTS)
     settings = from_dict(BoostSettings, values)
     console = Console()
     try:
@@ -109,6 +145,26 @@ def _boost(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _inspect(parsed: argparse.Namespace) -> int:
+    try:
+        from rich.console import Console
+
+        from inpaint_distill.training.inspect import inspect_study
+    except ModuleNotFoundError as error:
+        raise ConfigError("inspect", f"no package {error.name}", 'pip install "inpaint-distill[train]"') from None
+
+    inspect_study(
+        parsed.study,
+        parsed.out or parsed.study / "inspect",
+        arm=parsed.arm,
+        images=parsed.images,
+        image=parsed.image,
+        pixel=tuple(parsed.pixel) if parsed.pixel else None,
+        console=Console(),
+    )
+    return 0
+
+
 def _file_settings(path: Path) -> dict[str, Any]:
     """Read settings; of a ``result.json``, those it was made with."""
     values = load_yaml(path)
@@ -119,7 +175,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     import torch
 
     from inpaint_distill import adapters
-    from inpaint_distill.plan import plan_images
+    from inpaint_distill.plan import Wanted, plan_images
 
     host = _build(parsed.host, parsed.kwargs)
     adapter = adapters.find(host)
@@ -128,9 +184,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     mask = torch.zeros(2, 1, parsed.size, parsed.size)
     quarter = parsed.size // 4
     mask[:, :, quarter : 3 * quarter, quarter : 3 * quarter] = 1
-    wanted = parsed.stages or (adapter.stages if adapter else None)
-    source = "given by name" if parsed.stages else f"named by adapter {adapter.name!r}" if adapter else ""
-    print(plan_images(host, image, mask, wanted, adapter=adapter, source=source))
+    print(plan_images(host, image, mask, Wanted.of(adapter, parsed.stages)))
     return 0
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from inpaint_distill.errors import ConfigError, near_names
 
-__all__ = ["Config", "TermConfig", "from_dict", "load_yaml", "to_dict"]
+__all__ = ["AttentionConfig", "Config", "LookaheadConfig", "TermConfig", "from_dict", "load_yaml", "to_dict"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,57 @@ class TermConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Attention transfer, where the host has attention.
+
+    Attributes:
+        weight: As that of the other terms; the gradient norms are compared at what is tapped of the attention.
+        distance: Between two rows: squared L2, L1, or the divergence KL(teacher || host).
+    """
+
+    weight: float = 0.1
+    distance: Literal["l2", "l1", "kl"] = "l2"
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if not self.weight >= 0:
+            raise ConfigError("the attention term's weight", f"{self.weight}", "use a number >= 0; 0 switches it off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookaheadConfig:
+    """How the meta-networks are trained.
+
+    Attributes:
+        engine: ``finite_difference``; ``unroll``, which differentiates through the look-ahead; ``off`` leaves them at
+            their start: gamma the identity, rho and phi uniform, t one half.
+        every: Optimizer steps from one look-ahead to the next, ``k``.
+        steps: SGD steps of one look-ahead, ``T`` (``unroll``; the other engine does one).
+        lr: Their learning rate, ``eta``.
+        meta_lr: Learning rate of the meta-networks' Adam.
+    """
+
+    engine: Literal["finite_difference", "unroll", "off"] = "finite_difference"
+    every: int = 16
+    steps: int = 1
+    lr: float = 0.1
+    meta_lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.every < 1:
+            raise ConfigError(f"a look-ahead every k = {self.every} steps", "k < 1", "use an integer k >= 1")
+        if self.steps < 1:
+            raise ConfigError(f"a look-ahead of T = {self.steps} steps", "T < 1", "use an integer T >= 1")
+        if self.steps > 1 and self.engine == "finite_difference":
+            found = "finite differences, which look one step ahead"
+            raise ConfigError(f"a look-ahead of T = {self.steps} steps", found, "use engine='unroll', or steps=1")
+        for name in ("lr", "meta_lr"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"lookahead.{name}", f"{getattr(self, name)}", "use a number > 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A distillation.
 
@@ -52,7 +103,13 @@ class Config:
         teacher_lr: Learning rate of that training (``frozen``, ``online``).
         cross: Cross-distillation, teacher's encoder to host's encoder.
         self_: Self-distillation, deep level to shallow level of the host; ``self`` in files.
+        attention: Attention transfer, teacher's attention to host's attention.
         predictor: Compare the teacher with a trained 1x1 convolution of the student's feature instead of the feature.
+        meta: Which meta-networks there are, of ``gamma``, ``rho``, ``phi`` and ``t``; ``None`` for all that apply.
+        lookahead: How they are trained.
+        completion: Inject completion blocks, which stay in the host.
+        completion_levels: After which stages, counted from 0; ``None`` for those below image resolution.
+        fusion: Inject an attention module with global-local fusion after the deepest stage; it stays in the host.
         balance: Scale each term to its share of the host's gradient norm, or leave the weights as they are.
         balance_every: Steps between two measurements of the gradient norms; the first steps are all measured.
         warmup: Steps over which the weights rise linearly to their value.
@@ -66,7 +123,13 @@ class Config:
     teacher_lr: float = 1e-3
     cross: TermConfig = field(default_factory=TermConfig)
     self_: TermConfig = field(default_factory=lambda: TermConfig(weight=0.05))
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
     predictor: bool = True
+    meta: tuple[Literal["gamma", "rho", "phi", "t"], ...] | None = None
+    lookahead: LookaheadConfig = field(default_factory=LookaheadConfig)
+    completion: bool = False
+    completion_levels: tuple[int, ...] | None = None
+    fusion: bool = False
     balance: Literal["gradient_norm", "none"] = "gradient_norm"
     balance_every: int = 16
     warmup: int = 100
@@ -84,6 +147,12 @@ class Config:
             raise ConfigError("teacher_lr", f"{self.teacher_lr}", "use a number > 0, such as 1e-3")
         if self.warmup < 0:
             raise ConfigError("warmup", f"{self.warmup}", "use a number of steps >= 0")
+        if self.meta is not None and self.lookahead.engine == "off" and self.meta:
+            raise ConfigError(
+                f"the meta-networks {', '.join(self.meta)}", "lookahead.engine = 'off'", "choose an engine that trains them"
+            )
+        if self.completion_levels is not None and not self.completion:
+            raise ConfigError("completion_levels", "completion is off", "set completion=True")
         if self.decay is not None and not 0 <= self.decay[0] < self.decay[1]:
             raise ConfigError("decay", f"{self.decay}", "use (first, last) steps with 0 <= first < last")
 

@@ -11,30 +11,37 @@ from torch import Tensor, nn
 
 from inpaint_distill.companion import CompanionOptimizer
 from inpaint_distill.config import Config, to_dict
-from inpaint_distill.errors import CaptureError, StateError
+from inpaint_distill.errors import CaptureError, PlanError, ReplayError, StateError
 from inpaint_distill.host.adapted import derive
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.guard import forked_rng, module_device
-from inpaint_distill.host.taps import FeatureTaps, MethodHook, remove_with
+from inpaint_distill.host.taps import MethodHook, remove_with
+from inpaint_distill.host.watch import Views, Watch
+from inpaint_distill.injection import Injected, adopt, disown, inject
 from inpaint_distill.inputs import check_complete, check_shapes, check_values
+from inpaint_distill.lookahead.host_problem import HostProblem
+from inpaint_distill.lookahead.lookahead import Lookahead
+from inpaint_distill.losses.attention_transfer import AttentionTransfer
 from inpaint_distill.losses.build import build_terms, term_weights
 from inpaint_distill.losses.composer import Composer
-from inpaint_distill.plan import Plan, plan_call, plan_images
-from inpaint_distill.state import read_state, write_state
-from inpaint_distill.teachers.base import CopyTeacher, Teacher
+from inpaint_distill.networks.meta import meta_parameters
+from inpaint_distill.plan import Plan, Wanted, plan_call, plan_images
+from inpaint_distill.state import part, read_state, write_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
     from torch.autograd.graph import GradientEdge
     from typing_extensions import Self
 
-    from inpaint_distill.host.adapter import Adapter
     from inpaint_distill.host.replay import Recipe
     from inpaint_distill.host.stage import Stage
+    from inpaint_distill.host.watch import Place
+    from inpaint_distill.lookahead.host_problem import Batch, InpaintingLoss
     from inpaint_distill.losses.balance import Observation
+    from inpaint_distill.teachers.base import Teacher
 
 __all__ = ["Distiller"]
 
@@ -55,21 +62,22 @@ class Distiller:
         optimizer: torch.optim.Optimizer | None,
         config: Config,
         teacher: Teacher,
-        stages: Sequence[str | Stage] | None,
-        adapter: Adapter | None,
+        wanted: Wanted,
+        inpainting_loss: InpaintingLoss | None = None,
     ) -> None:
         self.config = config
         self.plan: Plan | None = None
         self._host = host
         self._optimizer = optimizer
         self._teacher = teacher
-        self._wanted = stages or (adapter.stages if adapter else None)
-        self._source = "given by name" if stages else f"named by adapter {adapter.name!r}" if adapter else ""
-        self._adapter = adapter
+        self._wanted = wanted
+        self._inpainting_loss = inpainting_loss
         self._composer = Composer(config, term_weights(config))
         self._terms = nn.ModuleDict()
         self._companion = CompanionOptimizer([], optimizer)
-        self._taps: FeatureTaps | None = None
+        self._lookahead = Lookahead(config.lookahead, {})
+        self._injected: Injected | None = None
+        self._watch: Watch | None = None
         self._recipe: Recipe | None = None
         self._pending: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._call: HostCall | None = None
@@ -102,33 +110,56 @@ class Distiller:
         check_shapes(image, mask)
         if not torch.is_grad_enabled():
             raise CaptureError("a distillation loss", "loss() was called under no_grad", "call it with gradients on")
-        if self._paused or not self._composer.active(self._step):
+        if self._paused:
             return image.new_zeros((), dtype=torch.float32)
-        call, features, observation, edges = self._take_forward()
+        if not self._composer.active(self._step):
+            if self._seeks_hole and self._call is not None:
+                self._derive(self._call, image, mask)
+            return image.new_zeros((), dtype=torch.float32)
+        call, student, observation, edges = self._take_forward(image)
         checked = image.device.type == "cpu" or self._recipe is None or self._step % _CHECK_EVERY == 0
         if checked:
             check_values(image, mask)
-        teacher = self._teacher_features(call, image, mask, checked=checked) if self._needs_teacher else []
-        size = (image.shape[2], image.shape[3])
+        self._explain(call, image, mask, checked=checked)
+        teacher = self._teacher.views(*self._teacher_call(call, image)) if self._needs_teacher else Views()
         with torch.autocast(image.device.type, enabled=False):
-            maps = [stage.as_map(f, size).float() for stage, f in zip(self._stages, features, strict=True)]
-            targets = [feature.float() for feature in teacher]
+            for views in (student, teacher):
+                views.features = [feature.float() for feature in views.features]
             hole = mask.float().expand(image.shape[0], -1, -1, -1)
-            terms = {name: term(maps, targets, hole) for name, term in self._terms.items()}
-            loss = self._composer.combine(terms, self._step, observation, edges)
+            terms = {
+                name: term(getattr(student, term.looks_at), getattr(teacher, term.looks_at), hole)
+                for name, term in self._terms.items()
+            }
+            looks_at = {name: term.looks_at for name, term in self._terms.items()}
+            loss = self._composer.combine(terms, self._step, observation, looks_at, edges)
         loss.register_hook(self._companion.arrive)  # type: ignore[no-untyped-call]
+        self._lookahead.remember(self._step, call, image, mask)
         return loss
 
     @property
     def log(self) -> dict[str, Tensor]:
         """Named values of the last loss, detached, on the device: terms, the factors they entered with, the sum."""
-        return dict(self._composer.log)
+        found = dict(self._composer.log)
+        if self._lookahead.objective is not None:
+            found["inpainting after look-ahead"] = self._lookahead.objective
+        return found
+
+    @property
+    def channel_weights(self) -> dict[str, Tensor]:
+        """Mean over the last batch of ``rho/level`` and ``phi/level``, each (C,) and summing to 1; on the device.
+
+        Empty where the channels weigh alike because no meta-network weighs them.
+        """
+        return {name: weights for term in self._terms.values() for name, weights in term.channel_weights.items()}
 
     def step(self) -> None:
         """Follow one optimizer step; called by the optimizer's own hook where one was given to :func:`attach`."""
         self._companion.step()
         self._teacher.update(self._host)
         self._step += 1
+        if self._lookahead.due(self._step):
+            with self.paused():
+                self._lookahead.look(self._problem)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -139,16 +170,27 @@ class Distiller:
         finally:
             self._paused -= 1
 
-    def detach(self) -> nn.Module:
-        """Take everything off the host and return it: same class, keys and attributes, no hook left."""
+    def detach(self, *, keep_completion: bool = True) -> nn.Module:
+        """Take everything off the host and return it: same class, keys and attributes, no hook left.
+
+        Args:
+            keep_completion: Leave injected blocks in the host, where they have become part of what it has learned;
+                :func:`~inpaint_distill.save_host` saves them with it. ``False`` takes them out, and out of the
+                optimizer.
+        """
         self._attached = False
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self._taps is not None:
-            self._taps.remove()
+        if self._watch is not None:
+            self._watch.remove()
         self._teacher.release()
         self._call = self._observation = None
+        if self._injected is not None and not keep_completion:
+            if self._optimizer is not None:
+                disown(self._optimizer, self._injected)
+            self._injected.remove(self._host)
+            self._injected = None
         return self._host
 
     def __enter__(self) -> Self:
@@ -174,11 +216,12 @@ class Distiller:
             "teacher": self._teacher.state(),
             "companion": self._companion.state(),
             "composer": self._composer.state(),
+            "lookahead": self._lookahead.state(),
         }
-        tensors = {f"{part}/{name}": tensor for part, (own, _) in parts.items() for name, tensor in own.items()}
-        values = {part: own for part, (_, own) in parts.items()}
+        tensors = {f"{name}/{key}": tensor for name, (own, _) in parts.items() for key, tensor in own.items()}
+        values = {name: own for name, (_, own) in parts.items()}
         meta = {"step": self._step, "config": to_dict(self.config), "stages": [stage.label for stage in self._stages]}
-        write_state(path, tensors, {**meta, "parts": values})
+        write_state(path, tensors, {"kind": "distiller", **meta, "parts": values})
 
     def load(self, path: str | Path) -> None:
         """Take a saved state back; before the host's first forward it is kept until then.
@@ -187,6 +230,8 @@ class Distiller:
             StateError: The file cannot be read, or was saved from other settings or stages.
         """
         tensors, values = read_state(path)
+        if values.get("kind") != "distiller":
+            raise StateError(f"the distiller saved in {path}", "a host", "load it with load_host()")
         if values["config"] != to_dict(self.config):
             changed = [key for key, value in to_dict(self.config).items() if values["config"].get(key) != value]
             found = f"saved with other settings of {', '.join(changed)}"
@@ -199,27 +244,29 @@ class Distiller:
     # -- what the hooks call -------------------------------------------------------------------------------------
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._paused or not self._composer.active(self._step):
+        if self._paused or not (self._composer.active(self._step) or self._seeks_hole):
             return
         if not torch.is_grad_enabled():
             self._ran_without_grad = True
             return
         call = HostCall(args, kwargs)
-        if self._taps is None:
+        if self._watch is None:
             try:
                 with self.paused():
-                    self._prepare(plan_call(self._host, call, self._wanted, source=self._source))
+                    self._prepare(plan_call(self._host, call, self._wanted))
             except BaseException:
-                self.detach()
+                self.detach(keep_completion=False)
                 raise
-        self._observation = self._composer.observation(self._step, len(self._stages))
-        if self._taps is not None:
-            self._taps.begin(self._observation.watch if self._observation else None)
+            if self._injected is not None:  # its own hook on the root came too late for this forward
+                self._injected.begin(args, kwargs)
+        self._observation = self._composer.observation(self._step)
+        if self._watch is not None:
+            self._watch.begin(self._observation.watch if self._observation else None)
         self._call = call
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._taps is not None and not self._paused:
-            self._taps.active = False
+        if self._watch is not None and not self._paused:
+            self._watch.end()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._paused:
@@ -229,11 +276,9 @@ class Distiller:
 
     def install(self, image: Tensor | None, mask: Tensor | None) -> None:
         """Plan if there is something to plan with, then put the hooks on; called by :func:`attach`."""
-        self._teacher.bind(self._host)
+        self._teacher.check()
         if image is not None and mask is not None:
-            self._prepare(
-                plan_images(self._host, image, mask, self._wanted, adapter=self._adapter, source=self._source)
-            )
+            self._prepare(plan_images(self._host, image, mask, self._wanted))
         before, after, step = (MethodHook(self, name) for name in ("_before_forward", "_after_forward", "_after_step"))
         self._handles = [
             self._host.register_forward_pre_hook(before, with_kwargs=True),
@@ -244,18 +289,25 @@ class Distiller:
         remove_with(self, self._handles)
 
     def _prepare(self, plan: Plan) -> None:
-        """Build teacher taps, terms and host taps on a plan."""
+        """Inject what is to be injected, and build teacher, terms and taps on a plan."""
         device = module_device(self._host)
-        if isinstance(self._teacher, CopyTeacher):
-            self._teacher.follow(self._host)
-        paired = self._teacher.plan(plan.stages, plan.image_size)
         with forked_rng():
             torch.default_generator.manual_seed(self.config.seed)
-            self._terms = build_terms(self.config, plan.stages, paired).to(device)
-        self._companion = CompanionOptimizer(self._terms.parameters(), self._optimizer)
-        self._taps = FeatureTaps(self._host, plan.stages)
-        added = tuple((name, sum(p.numel() for p in term.parameters())) for name, term in self._terms.items())
-        self.plan = dataclasses.replace(plan, teacher=self._teacher.describe(), added=added)
+            self._injected, sites = inject(self._host, plan, self.config)
+            plan = dataclasses.replace(plan, attention=sites)
+            self._teacher.bind(self._host)
+            paired = self._teacher.plan(plan.stages, plan.image_size, sites)
+            self._terms = build_terms(self.config, plan.stages, paired, sites if self._teacher.attends else ())
+            self._terms.to(device)
+        if self._injected is not None and self._optimizer is not None:
+            adopt(self._optimizer, self._host, self._injected)
+        self._composer.keep(self._terms)
+        self._companion = CompanionOptimizer((p for p in self._terms.parameters() if p.requires_grad), self._optimizer)
+        self._lookahead = Lookahead(self.config.lookahead, dict(meta_parameters(self._terms)))
+        self._watch = Watch(self._host, plan.stages, sites if AttentionTransfer.name in self._terms else ())
+        added = [(name, sum(p.numel() for p in term.parameters())) for name, term in self._terms.items()]
+        inserted = tuple(self._injected.describe()) if self._injected else ()
+        self.plan = dataclasses.replace(plan, teacher=self._teacher.describe(), added=tuple(added), injected=inserted)
         if self._pending is not None:
             self._restore()
 
@@ -266,48 +318,92 @@ class Distiller:
         if values["stages"] != labels:
             found = f"saved from stages {', '.join(values['stages'])}; these are {', '.join(labels)}"
             raise StateError("a saved distiller", found, "load it into the host it was saved from")
-
-        def part(name: str) -> dict[str, Tensor]:
-            return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
-
         try:
-            self._terms.load_state_dict(part("terms"))
-            self._teacher.load(part("teacher"), values["parts"]["teacher"])
-            self._companion.load(part("companion"), values["parts"]["companion"])
-            self._composer.load(part("composer"))
+            self._terms.load_state_dict(part(tensors, "terms"))
+            self._teacher.load(part(tensors, "teacher"), values["parts"]["teacher"])
+            self._companion.load(part(tensors, "companion"), values["parts"]["companion"])
+            self._composer.load(part(tensors, "composer"))
+            self._lookahead.load(part(tensors, "lookahead"), values["parts"]["lookahead"])
         except (RuntimeError, KeyError, ValueError, IndexError) as error:
             raise StateError("a saved distiller", f"{error}", "load it into the host it was saved from") from None
 
-    def _teacher_features(self, call: HostCall, image: Tensor, mask: Tensor, *, checked: bool) -> list[Tensor]:
-        """Run the teacher by the host's own call, with the complete image and an empty hole."""
+    # -- what happens in a step ----------------------------------------------------------------------------------
+
+    def _explain(self, call: HostCall, image: Tensor, mask: Tensor, *, checked: bool) -> None:
+        """Find out which of the call's arguments carry image and mask, where that is not known or has changed."""
+        if not (self._needs_teacher or self._seeks_hole or self._lookahead.active):
+            return
         recipe = self._recipe
-        known = recipe is not None and recipe.signature == call.signature()
-        if recipe is None or not known or (checked and not recipe.fits(call, image, mask)):
+        if recipe is None or recipe.signature != call.signature() or (checked and not recipe.fits(call, image, mask)):
             check_complete(image, mask)
-            recipe = self._recipe = derive(self._host, call, image, mask, self._adapter)
+            try:
+                recipe = self._derive(call, image, mask)
+            except ReplayError as error:
+                if self._needs_teacher:
+                    raise
+                self._lookahead.give_up(error)
+                return
             with self.paused():
                 self._teacher.prepare(recipe, recipe.apply(call, image), image)
-        return self._teacher.features(recipe.apply(call, image), image)
 
-    def _take_forward(self) -> tuple[HostCall, list[Tensor], Observation | None, list[GradientEdge]]:
+    def _derive(self, call: HostCall, image: Tensor, mask: Tensor) -> Recipe:
+        self._recipe = derive(self._host, call, image, mask, self._wanted.adapter)
+        if self._seeks_hole and self._injected is not None:
+            source = self._recipe.hole(self._host)
+            if source is None:
+                raise PlanError(
+                    "completion blocks, which rewrite the hole",
+                    "no argument of the host's call carries the mask",
+                    "set completion=False, or put the host into a module whose forward takes the mask",
+                )
+            self._injected.source = source
+        return self._recipe
+
+    def _teacher_call(self, call: HostCall, image: Tensor) -> tuple[HostCall, Tensor]:
+        """Return the host's own call with the complete image and an empty hole, and that image."""
+        if self._recipe is None:
+            raise ReplayError("the teacher's call", "a host that has not run yet", "call the host, then loss()")
+        return self._recipe.apply(call, image), image
+
+    def _take_forward(
+        self, image: Tensor
+    ) -> tuple[HostCall, Views, Observation | None, dict[Place, GradientEdge]]:
         """Hand out the last watched forward, once."""
         call, observation = self._call, self._observation
         self._call = self._observation = None
-        if call is None or self._taps is None:
+        if call is None or self._watch is None:
             if self._ran_without_grad:
                 found, fix = "the host ran under no_grad", "run the host with gradients before loss()"
             else:
                 found, fix = "the host has not run since the last one", "call the host, then loss(), once per forward"
             raise CaptureError("a distillation loss", found, fix)
         self._ran_without_grad = False
-        edges, features = self._taps.take_edges(), self._taps.take()
-        for stage, feature in zip(self._stages, features, strict=True):
+        edges = self._watch.take_edges()
+        views = self._watch.take((image.shape[2], image.shape[3]))
+        for stage, feature in zip(self._stages, views.features, strict=True):
             if not feature.requires_grad:
                 found = "a feature without gradient: the layers before it are frozen"
                 raise CaptureError(
                     f"stage {stage.label}", found, "train them, or name other stages: attach(stages=...)"
                 )
-        return call, features, observation, edges
+        return call, views, observation, edges
+
+    def _problem(self, first: Batch, second: Batch) -> HostProblem:
+        """Pose a look-ahead on two batches."""
+        teacher = self._teacher.look(*self._teacher_call(first.call, first.image)) if self._needs_teacher else Views()
+        teacher.features = [feature.float() for feature in teacher.features]
+        return HostProblem(
+            host=self._host,
+            stages=self._stages,
+            sites=self._watch.sites if self._watch else (),
+            terms=dict(self._terms.items()),  # type: ignore[arg-type]
+            factors=self._composer.factors(),
+            first=first,
+            teacher=teacher,
+            second=second,
+            recipe=self._recipe,
+            inpainting_loss=self._inpainting_loss,
+        )
 
     @property
     def _stages(self) -> tuple[Stage, ...]:
@@ -315,4 +411,9 @@ class Distiller:
 
     @property
     def _needs_teacher(self) -> bool:
-        return any(getattr(term, "needs_teacher", False) for term in self._terms.values())
+        return any(term.needs_teacher for term in self._terms.values())
+
+    @property
+    def _seeks_hole(self) -> bool:
+        """Whether completion blocks are wanted and it is not known yet where the host's call carries the hole."""
+        return self.config.completion and (self._injected is None or self._injected.source is None)

@@ -14,6 +14,7 @@ __all__ = [
     "DataError",
     "InpaintDistillError",
     "InputError",
+    "LookaheadWarning",
     "OptimizerError",
     "PlanError",
     "ReplayError",
@@ -81,6 +82,10 @@ class DataError(InpaintDistillError):
 
 class TeacherWarning(UserWarning):
     """A teacher from which little can be learned."""
+
+
+class LookaheadWarning(UserWarning):
+    """Meta-networks that cannot be trained as asked."""
 
 
 def near_names(wanted: str, names: Iterable[str], limit: int = 5) -> str:

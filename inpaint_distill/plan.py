@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn import functional as F
 
+from inpaint_distill.host.attention_discovery import choose_attention, find_attention, named_attention
 from inpaint_distill.host.conventions import find_convention
 from inpaint_distill.host.discovery import choose_encoder, find_encoders, named_stages
 from inpaint_distill.host.guard import module_device
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from inpaint_distill.host.adapter import Adapter
+    from inpaint_distill.host.attention import AttentionSite
+    from inpaint_distill.host.attention_discovery import AttentionCandidate
     from inpaint_distill.host.call import HostCall
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.host.trace import Trace
 
-__all__ = ["Plan", "plan_call", "plan_images"]
+__all__ = ["Plan", "Wanted", "plan_call", "plan_images"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,10 @@ class Plan:
         image_size: Height and width of the images that the host is used with.
         dry_run_size: Height and width of the dry run, stretched where the host accepts it.
         call: How the host was called in the dry run, or what its own call carries.
+        attention: The tapped attention layers, in the order in which they run.
+        candidates: Every attention that was looked for and found, and whether it can be tapped.
         teacher: What the teacher is.
+        injected: What is injected into the host and stays in it, in words.
         added: Name and number of parameters of each term's networks.
     """
 
@@ -50,7 +56,10 @@ class Plan:
     image_size: tuple[int, int]
     dry_run_size: tuple[int, int]
     call: str
+    attention: tuple[AttentionSite, ...] = ()
+    candidates: tuple[AttentionCandidate, ...] = ()
     teacher: str = ""
+    injected: tuple[str, ...] = ()
     added: tuple[tuple[str, int], ...] = ()
 
     def __str__(self) -> str:
@@ -75,47 +84,77 @@ class Plan:
             for encoder in self.encoders
             if encoder != self.stages
         ]
+        lines += [f"attention: {_describe(site)}" for site in self.attention]
+        for candidate in self.candidates:
+            if candidate.site not in self.attention:
+                reason = "" if candidate.usable else f": {candidate.reason}"
+                lines.append(f"attention not tapped: {_describe(candidate.site)}{reason}")
+        lines += [f"injected: {line}" for line in self.injected]
         if self.teacher:
             lines.append(f"teacher: {self.teacher}")
         lines += [f"{name}: {count:,} added parameters" for name, count in self.added]
         return "\n".join(lines)
 
 
-def plan_call(
-    host: nn.Module, call: HostCall, wanted: Sequence[str | Stage] | None, *, source: str = "given by name"
-) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the user has named, or an adapter for them.
+
+    Attributes:
+        stages: Stages, names or globs; ``None`` finds them.
+        attention: Attention layers, names or globs; ``None`` finds them, an empty list taps none.
+        adapter: What is known about the host's family.
+        named: Whether ``stages`` are the user's own.
+    """
+
+    stages: Sequence[str | Stage] | None = None
+    attention: Sequence[str | AttentionSite] | None = None
+    adapter: Adapter | None = None
+    named: bool = False
+
+    @staticmethod
+    def of(
+        adapter: Adapter | None,
+        stages: Sequence[str | Stage] | None = None,
+        attention: Sequence[str | AttentionSite] | None = None,
+    ) -> Wanted:
+        """Let the user's names go before the adapter's."""
+        known = (adapter.stages, adapter.attention) if adapter else (None, None)
+        return Wanted(
+            stages=stages or known[0],
+            attention=known[1] if attention is None else attention,
+            adapter=adapter,
+            named=bool(stages),
+        )
+
+    @property
+    def source(self) -> str:
+        """Who named the stages."""
+        return "given by name" if self.named or self.adapter is None else f"named by adapter {self.adapter.name!r}"
+
+
+def plan_call(host: nn.Module, call: HostCall, wanted: Wanted) -> Plan:
     """Plan from the arguments of the host's own call.
 
     Args:
         host: The model, as before afterwards.
         call: Its arguments.
-        wanted: Stages, names or globs; ``None`` finds them.
-        source: Who named them.
+        wanted: What has been named.
 
     Raises:
         PlanError: No stages are found, or a name does not fit.
     """
-    return _plan(host, trace_call(host, call), wanted, source, "the host's own")
+    return _plan(host, trace_call(host, call), wanted, "the host's own")
 
 
-def plan_images(
-    host: nn.Module,
-    image: Tensor,
-    mask: Tensor,
-    wanted: Sequence[str | Stage] | None = None,
-    *,
-    adapter: Adapter | None = None,
-    source: str = "given by name",
-) -> Plan:
+def plan_images(host: nn.Module, image: Tensor, mask: Tensor, wanted: Wanted | None = None) -> Plan:
     """Plan from an image and a mask: by the adapter, or by the common conventions tried in turn.
 
     Args:
         host: The model, as before afterwards.
         image: (B, 3, H, W) in [-1, 1] or [0, 1].
         mask: (B, 1, H, W), 1 in the hole.
-        wanted: Stages, names or globs; ``None`` finds them.
-        adapter: How to call the host.
-        source: Who named the stages.
+        wanted: What has been named; what an adapter of the host's family knows by default.
 
     Raises:
         InputError: Image or mask are not what they should be.
@@ -123,30 +162,42 @@ def plan_images(
     """
     check_shapes(image, mask)
     check_values(image, mask)
-    if adapter is None:
-        adapter = import_module("inpaint_distill.adapters").find(host)
-        if adapter is not None and wanted is None and adapter.stages is not None:
-            wanted, source = adapter.stages, f"named by adapter {adapter.name!r}"
+    if wanted is None:
+        wanted = Wanted.of(import_module("inpaint_distill.adapters").find(host))
+    adapter = wanted.adapter
     device = module_device(host)
     image, mask = image.to(device), mask.to(device).float().expand(image.shape[0], -1, -1, -1)
     if adapter is None:
         name, convention = find_convention(host, image, mask)
-        return _plan(host, trace_call(host, convention(image, mask)), wanted, source, name)
+        return _plan(host, trace_call(host, convention(image, mask)), wanted, name)
 
     def run(size: tuple[int, int]) -> object:
         return adapter.outputs(host, F.interpolate(image, size), F.interpolate(mask, size))
 
     trace = trace_sizes(host, run, (image.shape[2], image.shape[3]))
-    return _plan(host, trace, wanted, source, f"adapter {adapter.name!r}")
+    return _plan(host, trace, wanted, f"adapter {adapter.name!r}")
 
 
-def _plan(host: nn.Module, trace: Trace, wanted: Sequence[str | Stage] | None, source: str, call: str) -> Plan:
+def _plan(host: nn.Module, trace: Trace, wanted: Wanted, call: str) -> Plan:
     encoders: tuple[tuple[Stage, ...], ...] = ()
-    if wanted:
-        stages, reason = named_stages(trace, wanted), source
+    if wanted.stages:
+        stages, reason = named_stages(trace, wanted.stages), wanted.source
     else:
         encoders = tuple(find_encoders(trace))
         chosen = choose_encoder(encoders)
         stages = encoders[chosen]
         reason = f"encoder {chosen + 1} of {len(encoders)}: the most levels, and of these the last to run"
-    return Plan(type(host).__name__, stages, encoders, reason, trace.used_size, trace.image_size, call)
+    sites: tuple[AttentionSite, ...] = ()
+    candidates: tuple[AttentionCandidate, ...] = ()
+    if trace.run is not None and (wanted.attention is None or len(wanted.attention)):
+        candidates = tuple(find_attention(host, trace.run, trace.image_size))
+        named = wanted.attention is not None
+        sites = named_attention(candidates, wanted.attention or ()) if named else choose_attention(candidates)
+    return Plan(
+        type(host).__name__, stages, encoders, reason, trace.used_size, trace.image_size, call, sites, candidates
+    )
+
+
+def _describe(site: AttentionSite) -> str:
+    heads = f"{site.heads} head{'s' if site.heads > 1 else ''}"
+    return f"{site.label} ({site.kind}, {site.queries} queries x {site.keys} keys, {heads})"

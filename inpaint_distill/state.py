@@ -1,4 +1,4 @@
-"""Save and load a distiller: one safetensors file, with the settings as JSON in its header."""
+"""Save and load: one safetensors file, with the settings as JSON in its header."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from safetensors.torch import save as serialize
 from inpaint_distill.errors import StateError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
-__all__ = ["read_state", "write_state"]
+__all__ = ["part", "read_state", "write_state"]
 
 _FORMAT = "inpaint_distill/1"
 
@@ -45,14 +47,30 @@ def write_state(path: str | Path, tensors: dict[str, Tensor], values: dict[str, 
         raise
 
 
-def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the tensors whose name begins with ``name/``, without that.
+
+    >>> part({"a/x": 1, "a/y/z": 2, "b/x": 3}, "a")
+    {'x': 1, 'y/z': 2}
+    """
+    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
+
+
+def read_state(
+    path: str | Path, what: str = "a distiller", writer: str = "Distiller.save()"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`write_state` wrote; nothing in the file is executed.
+
+    Args:
+        path: The file.
+        what: What it should hold, for error texts.
+        writer: What writes such files.
 
     Raises:
         StateError: The file is missing, damaged, or not one of ours.
     """
-    asked = f"a distiller saved in {path}"
-    fix = "give a file written by Distiller.save()"
+    asked = f"{what} saved in {path}"
+    fix = f"give a file written by {writer}"
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

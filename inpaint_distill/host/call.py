@@ -36,6 +36,11 @@ class HostCall:
         """Call a module with these arguments."""
         return module(*self.args, **(self.kwargs or {}))
 
+    def image_size(self) -> tuple[int, int] | None:
+        """Return the largest (height, width) among the arguments (B, C, H, W); ``None`` where there is none."""
+        sizes = [(tensor.shape[-2], tensor.shape[-1]) for _, tensor in self.tensors() if tensor.ndim == 4]
+        return max(sizes, key=lambda size: size[0] * size[1], default=None)
+
     def signature(self) -> tuple[Any, ...]:
         """Summarise which tensors are passed and how many channels they have, without batch and pixel sizes."""
         return tuple((path, tensor.dtype, tuple(tensor.shape[1:2])) for path, tensor in self.tensors())

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from inpaint_distill.errors import ReplayError
 from inpaint_distill.host.call import HostCall, argument_name
+from inpaint_distill.host.hole import HoleSource
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +40,7 @@ class _Channels:
 
     weight: Tensor  # (C, image channels)
     bias: Tensor  # (C,)
+    slope: Tensor  # (C,), of a mask
     keep: Tensor  # (C,) bool
     kinds: tuple[str, ...]
 
@@ -77,6 +79,15 @@ class Recipe:
             "no argument of the host carries three image channels",
             _ADAPTER,
         )
+
+    def hole(self, host: nn.Module) -> HoleSource | None:
+        """Return where the host's call carries the hole; ``None`` where it does not."""
+        for path, found in self.channels.items():
+            if "mask" in found.kinds:
+                channel = found.kinds.index("mask")
+                slope, bias = float(found.slope[channel]), float(found.bias[channel])
+                return HoleSource(path=path, channel=channel, slope=slope, bias=bias).named(host)
+        return None
 
     def fits(self, call: HostCall, image: Tensor, mask: Tensor) -> bool:
         """Tell whether a further call is still explained by this recipe; synchronises with the device."""
@@ -184,13 +195,14 @@ def _explain(name: str, tensor: Tensor, image: Tensor, mask: Tensor) -> _Channel
         )
     weight = torch.zeros(channels, image.shape[1], dtype=torch.float64, device=image.device)
     bias = torch.zeros(channels, dtype=torch.float64, device=image.device)
+    slope = torch.zeros(channels, dtype=torch.float64, device=image.device)
     keep = torch.zeros(channels, dtype=torch.bool, device=image.device)
     kinds: list[str] = []
     for index in range(channels):
         plane = planes[:, index : index + 1]
         expected = kinds.count("image") % image.shape[1]
-        if (offset := _fit_mask(plane, mask)) is not None:
-            bias[index] = offset
+        if (line := _fit_mask(plane, mask)) is not None:
+            slope[index], bias[index] = line
             kinds.append("mask")
         elif _is_constant(plane):
             keep[index] = True
@@ -200,7 +212,7 @@ def _explain(name: str, tensor: Tensor, image: Tensor, mask: Tensor) -> _Channel
             kinds.append("image")
         else:
             raise _unexplained(name, index, plane, image, mask)
-    return _Channels(weight, bias, keep, tuple(kinds))
+    return _Channels(weight, bias, slope, keep, tuple(kinds))
 
 
 def _is_constant(plane: Tensor) -> bool:
@@ -208,8 +220,8 @@ def _is_constant(plane: Tensor) -> bool:
     return bool((values.amax(1) - values.amin(1)).max() <= 1e-6 * (1 + values.abs().max()))
 
 
-def _fit_mask(plane: Tensor, mask: Tensor) -> Tensor | None:
-    """Fit ``a * mask + b``, a not zero, the mask reduced to the plane's size where it is smaller; return b."""
+def _fit_mask(plane: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Fit ``a * mask + b``, a not zero, the mask reduced to the plane's size where it is smaller; return a and b."""
     size = plane.shape[2:]
     reduced = (
         [mask]
@@ -226,7 +238,7 @@ def _fit_mask(plane: Tensor, mask: Tensor) -> Tensor | None:
             slope, bias = coefficients
             fitted = slope[0] * hole + bias
             if slope[0].abs() > 1e-3 and _equal(plane, fitted, torch.ones_like(hole, dtype=torch.bool)):
-                return bias
+                return slope[0], bias
     return None
 
 

@@ -85,3 +85,11 @@ class Stage:
             rows, columns = token_grid(feature.shape[1], image_size) or (feature.shape[1], 1)
             return feature.transpose(1, 2).reshape(feature.shape[0], -1, rows, columns)
         return feature
+
+    def as_output(self, feature: Tensor) -> Tensor:
+        """Bring a map (B, C, H, W) back to the layout in which the module puts it out."""
+        if self.layout == "NHWC":
+            return feature.permute(0, 2, 3, 1)
+        if self.layout == "tokens":
+            return feature.flatten(2).transpose(1, 2)
+        return feature

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from inpaint_distill.errors import CaptureError, PlanError, near_names
 from inpaint_distill.host.tree import select
@@ -90,19 +89,17 @@ class FeatureTaps:
     Args:
         root: The module whose forward is watched.
         stages: What to keep; :meth:`take` returns the features in this order.
-        stop: Raise :class:`StopForward` as soon as every stage has been seen (for a teacher).
 
     Raises:
         PlanError: A stage names a module that ``root`` does not have.
     """
 
-    def __init__(self, root: nn.Module, stages: Sequence[Stage], *, stop: bool = False) -> None:
+    def __init__(self, root: nn.Module, stages: Sequence[Stage]) -> None:
         self.stages = tuple(stages)
-        self.stop = stop
         self.active = False
         self.watch: Callable[[int, Tensor], None] | None = None
+        self.seen: Callable[[], None] | None = None
         self._kept: dict[int, tuple[Tensor, int]] = {}
-        self._edges: dict[int, GradientEdge] = {}
         self._hooks: list[_StageHook] = []
         self._handles: list[RemovableHandle] = []
         modules = dict(root.named_modules(remove_duplicate=False))
@@ -118,11 +115,18 @@ class FeatureTaps:
             self._handles.append(modules[name].register_forward_hook(hook))
         remove_with(self, self._handles)
 
-    def begin(self, watch: Callable[[int, Tensor], None] | None = None) -> None:
-        """Forget the last forward and keep the next one; ``watch`` is told of each feature as it appears."""
+    def begin(
+        self, watch: Callable[[int, Tensor], None] | None = None, seen: Callable[[], None] | None = None
+    ) -> None:
+        """Forget the last forward and keep the next one.
+
+        Args:
+            watch: Told of each feature that takes a gradient, as it appears: it may be overwritten in place later.
+            seen: Called once a feature is kept; it may end the forward by an exception.
+        """
         self._kept.clear()
-        self._edges.clear()
         self.watch = watch
+        self.seen = seen
         for hook in self._hooks:
             hook.calls = 0
         self.active = True
@@ -139,17 +143,11 @@ class FeatureTaps:
             raise CaptureError(f"stage {stage.label}", found, "correct the stage's `select`")
         if self.watch is not None and feature.requires_grad:
             self.watch(index, feature)
-            self._edges[index] = get_gradient_edge(feature)
         if stage.clone:
             feature = feature.clone()
         self._kept[index] = (feature, feature._version)
-        if self.stop and len(self._kept) == len(self.stages):
-            raise StopForward
-
-    def take_edges(self) -> list[GradientEdge]:
-        """Return where the watched features are in the graph, before any overwriting, and forget it."""
-        edges, self._edges = self._edges, {}
-        return [edges[index] for index in sorted(edges)]
+        if self.seen is not None:
+            self.seen()
 
     def take(self) -> list[Tensor]:
         """Return the features of the watched forward and forget them.
@@ -176,7 +174,6 @@ class FeatureTaps:
         """Forget what was kept and stop watching."""
         self.active = False
         self._kept.clear()
-        self._edges.clear()
 
     def remove(self) -> None:
         """Take every hook off; other people's hooks stay."""

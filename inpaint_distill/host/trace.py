@@ -59,11 +59,13 @@ class Trace:
         events: One for each call of each module.
         image_size: Height and width of the image that it ran on.
         used_size: Those of the images that the host is used with.
+        run: Runs the same forward again.
     """
 
     events: list[Event]
     image_size: tuple[int, int]
     used_size: tuple[int, int]
+    run: Callable[[], Any] | None = None
 
 
 class _Recorder(Hook):
@@ -150,9 +152,9 @@ def trace_sizes(host: nn.Module, run: Callable[[tuple[int, int]], Any], size: tu
     for wide in ((height, width * 3 // 2), (height, width * 2)) if height == width else ():
         # Whatever a foreign forward raises on this size means "not this size".
         with suppress(Exception):
-            return Trace(trace_forward(host, partial(run, wide)), wide, size)
+            return Trace(trace_forward(host, partial(run, wide)), wide, size, partial(run, wide))
     try:
-        return Trace(trace_forward(host, partial(run, size)), size, size)
+        return Trace(trace_forward(host, partial(run, size)), size, size, partial(run, size))
     except Exception as error:
         raise PlanError(
             f"a dry run of the host on an image of {height} x {width}",
@@ -163,14 +165,14 @@ def trace_sizes(host: nn.Module, run: Callable[[tuple[int, int]], Any], size: tu
 
 def _image_size(call: HostCall) -> tuple[int, int]:
     """Return the largest (height, width) among the arguments."""
-    sizes = [(tensor.shape[-2], tensor.shape[-1]) for _, tensor in call.tensors() if tensor.ndim == 4]
-    if not sizes:
+    size = call.image_size()
+    if size is None:
         raise PlanError(
             "an image among the arguments of the host's call",
             "no tensor (B, C, H, W)",
             "write an Adapter with `outputs` and `replayable = False`, and give attach() it and an image and a mask",
         )
-    return max(sizes, key=lambda size: size[0] * size[1])
+    return size
 
 
 def _stretch(call: HostCall, size: tuple[int, int], wide: tuple[int, int]) -> HostCall:

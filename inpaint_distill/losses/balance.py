@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from torch.autograd.graph import GradientEdge
 
+    from inpaint_distill.host.watch import Place
+
 __all__ = ["EAGER_STEPS", "GradientNormBalancer", "Observation"]
 
 _SMOOTHING = 0.8
@@ -64,71 +66,77 @@ class GradientNormBalancer:
 
 
 class Observation:
-    """One backward, watched at the tapped features.
+    """One backward, watched at the tapped tensors.
 
-    Made before the host's forward; :meth:`watch` is called by the taps on each feature as it appears, so that a
-    feature that is overwritten in place later is watched at the right version.
+    Made before the host's forward; :meth:`watch` is called by the taps on each tensor as it appears, so that a feature
+    that is overwritten in place later is watched at the right version.
     """
 
-    def __init__(self, balancer: GradientNormBalancer, count: int) -> None:
+    def __init__(self, balancer: GradientNormBalancer) -> None:
         self.balancer = balancer
-        self.total: list[Tensor | None] = [None] * count
-        self.early: list[Tensor | None] = [None] * count
-        self.own: dict[str, list[Tensor | None]] = {}
+        self.total: dict[Place, Tensor] = {}
+        self.early: dict[Place, Tensor] = {}
+        self.own: dict[str, dict[Place, Tensor]] = {}
         self.applied: dict[str, Tensor] = {}
+        self.awaited: set[Place] = set()
         self.scale: Tensor | None = None
 
-    def watch(self, index: int, feature: Tensor) -> None:
-        """Watch the gradient of one feature."""
-        if feature.requires_grad:
-            feature.register_hook(partial(self._feature_gradient, index))  # type: ignore[no-untyped-call]
+    def watch(self, place: Place, tensor: Tensor) -> None:
+        """Watch the gradient of one tapped tensor."""
+        tensor.register_hook(partial(self._gradient, place))  # type: ignore[no-untyped-call]
 
     def expect(
         self,
         terms: Mapping[str, Tensor],
+        looks_at: Mapping[str, str],
         applied: Mapping[str, Tensor],
-        edges: Sequence[GradientEdge],
+        edges: Mapping[Place, GradientEdge],
         loss: Tensor,
     ) -> None:
-        """Take each term's own gradient at the features and wait for the user's backward of ``loss``.
+        """Take each term's own gradient at what it looks at and wait for the user's backward of ``loss``.
 
         Args:
-            terms: Unweighted terms that depend on the features.
+            terms: Unweighted terms that depend on the tapped tensors.
+            looks_at: Which of them each term looks at, as in :data:`~inpaint_distill.host.watch.Place`.
             applied: The factor each enters ``loss`` with.
-            edges: Where the features are in the graph. They are not kept: a hook on the graph that holds the graph
-                would never be freed.
+            edges: Where the tapped tensors are in the graph. They are not kept: a hook on the graph that holds the
+                graph would never be freed.
             loss: What is handed to the user.
         """
-        early = list(self.early)  # the backwards below run through the same hooks
+        early = dict(self.early)  # the backwards below run through the same hooks
         for name, term in terms.items():
-            self.own[name] = list(torch.autograd.grad(term, edges, retain_graph=True, allow_unused=True))
+            places = [place for place in edges if place[0] == looks_at[name]]
+            wanted = [edges[place] for place in places]
+            gradients = torch.autograd.grad(term, wanted, retain_graph=True, allow_unused=True)
+            self.own[name] = {place: each for place, each in zip(places, gradients, strict=True) if each is not None}
         self.early = early
         self.applied = dict(applied)
+        self.awaited = {place for own in self.own.values() for place in own}
         loss.register_hook(self._loss_gradient)  # type: ignore[no-untyped-call]
 
     def _loss_gradient(self, gradient: Tensor) -> None:
         self.scale = gradient.detach()
 
-    def _feature_gradient(self, index: int, gradient: Tensor) -> None:
+    def _gradient(self, place: Place, gradient: Tensor) -> None:
         if self.scale is None:  # a backward of the host's loss alone, before this one's
-            self.early[index] = gradient.detach()
+            self.early[place] = gradient.detach()
             return
-        early = self.early[index]
+        early = self.early.get(place)
         whole = gradient.detach() if early is None else gradient.detach() + early
-        self.total[index] = whole.float() / self.scale
-        totals = [total for total in self.total if total is not None]
-        if len(totals) == len(self.total):
-            self._finish(totals)
+        self.total[place] = whole.float() / self.scale
+        if self.awaited and self.awaited <= self.total.keys():
+            self._finish()
 
-    def _finish(self, totals: list[Tensor]) -> None:
-        host = []
-        for index, total in enumerate(totals):
-            mine = [self.applied[name] * part for name, own in self.own.items() if (part := own[index]) is not None]
-            host.append((total - sum(mine)).square().sum())
+    def _finish(self) -> None:
+        host = {}
+        for place in self.awaited:
+            mine = [self.applied[name] * own[place] for name, own in self.own.items() if place in own]
+            host[place] = (self.total[place] - sum(mine)).square().sum()
         for name, own in self.own.items():
-            touched = [(index, part) for index, part in enumerate(own) if part is not None]
-            term_norm = torch.stack([part.float().square().sum() for _, part in touched]).sum()
-            host_norm = torch.stack([host[index] for index, _ in touched]).sum()
-            self.balancer.update(name, (host_norm / term_norm.clamp_min(_TINY)).sqrt())
-        self.total = [None] * len(self.total)
+            if own:
+                term_norm = torch.stack([part.float().square().sum() for part in own.values()]).sum()
+                host_norm = torch.stack([host[place] for place in own]).sum()
+                self.balancer.update(name, (host_norm / term_norm.clamp_min(_TINY)).sqrt())
+        self.total.clear()
         self.own.clear()
+        self.awaited.clear()

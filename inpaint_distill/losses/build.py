@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from inpaint_distill.errors import ConfigError
+from inpaint_distill.losses.attention_transfer import AttentionTransfer
 from inpaint_distill.losses.cross import CrossDistillation
 from inpaint_distill.losses.self_distillation import SelfDistillation
 
@@ -13,26 +15,58 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from inpaint_distill.config import Config
+    from inpaint_distill.host.attention import AttentionSite
     from inpaint_distill.host.stage import Stage
 
 __all__ = ["build_terms", "term_weights"]
 
+_ALL = ("gamma", "rho", "phi", "t")
+_NEEDS = {"gamma": CrossDistillation.name, "rho": CrossDistillation.name, "phi": SelfDistillation.name}
+
 
 def term_weights(config: Config) -> dict[str, float]:
     """Return the weight of each term by name; terms of weight 0 do not exist."""
-    weights = {CrossDistillation.name: config.cross.weight, SelfDistillation.name: config.self_.weight}
+    weights = {
+        CrossDistillation.name: config.cross.weight,
+        SelfDistillation.name: config.self_.weight,
+        AttentionTransfer.name: config.attention.weight,
+    }
     return {name: weight for name, weight in weights.items() if weight}
 
 
-def build_terms(config: Config, student: Sequence[Stage], teacher: Sequence[Stage]) -> nn.ModuleDict:
-    """Build the terms whose weight is not zero, with their networks.
+def build_terms(
+    config: Config, student: Sequence[Stage], teacher: Sequence[Stage], sites: Sequence[AttentionSite] = ()
+) -> nn.ModuleDict:
+    """Build the terms whose weight is not zero, with their networks; attention transfer where there is attention.
+
+    Args:
+        config: Weights, and which meta-networks there are.
+        student: The host's stages.
+        teacher: The teacher's stage for each of them.
+        sites: Attention layers that are compared.
 
     Raises:
-        ConfigError: A term cannot be built on these stages.
+        ConfigError: A term or a meta-network that was asked for cannot be built on these stages.
     """
+    weights = term_weights(config)
+    if not sites:
+        weights.pop(AttentionTransfer.name, None)
+    meta = () if config.lookahead.engine == "off" else _ALL if config.meta is None else config.meta
+    for network in config.meta or ():
+        needed = _NEEDS.get(network, AttentionTransfer.name)
+        if needed not in weights:
+            fix = f"leave {network!r} out of `meta`"
+            if needed == AttentionTransfer.name:
+                fix += ", name the attention (attach(attention=...)), or inject one (Config(fusion=True))"
+            raise ConfigError(f"the meta-network {network!r}", f"no {needed} term on this host", fix)
     terms = nn.ModuleDict()
-    if config.cross.weight:
-        terms[CrossDistillation.name] = CrossDistillation(config.cross, student, teacher, predictor=config.predictor)
-    if config.self_.weight:
-        terms[SelfDistillation.name] = SelfDistillation(config.self_, student)
+    if CrossDistillation.name in weights:
+        terms[CrossDistillation.name] = CrossDistillation(
+            config.cross, student, teacher, predictor=config.predictor, meta=meta
+        )
+    if SelfDistillation.name in weights:
+        terms[SelfDistillation.name] = SelfDistillation(config.self_, student, meta=meta)
+    if AttentionTransfer.name in weights:
+        channels = [site.channels for site in sites]
+        terms[AttentionTransfer.name] = AttentionTransfer(config.attention, sites, channels, meta=meta)
     return terms

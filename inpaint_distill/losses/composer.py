@@ -10,12 +10,13 @@ from inpaint_distill.losses.balance import GradientNormBalancer, Observation
 from inpaint_distill.losses.schedule import schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping
 
     from torch import Tensor
     from torch.autograd.graph import GradientEdge
 
     from inpaint_distill.config import Config
+    from inpaint_distill.host.watch import Place
 
 __all__ = ["Composer"]
 
@@ -42,18 +43,33 @@ class Composer:
         """Tell whether anything counts at this step."""
         return bool(self.weights) and schedule(step, self.config.warmup, self.config.decay) > 0
 
-    def observation(self, step: int, count: int) -> Observation | None:
+    def keep(self, names: Collection[str]) -> None:
+        """Forget the terms that this host does not have."""
+        for name in [name for name in self.weights if name not in names]:
+            del self.weights[name]
+            if self.balancer:
+                del self.balancer.factors[name]
+
+    def observation(self, step: int) -> Observation | None:
         """Return the watcher of this step's backward where one is due."""
         if self.balancer is None or not self.balancer.due(step):
             return None
-        return Observation(self.balancer, count)
+        return Observation(self.balancer)
+
+    def factors(self) -> dict[str, Tensor | float]:
+        """Return what each term is multiplied with once it has warmed up; 0 where it is not balanced yet."""
+        return {
+            name: weight * (self.balancer.factor(name) if self.balancer else 1.0)
+            for name, weight in self.weights.items()
+        }
 
     def combine(
         self,
         terms: Mapping[str, Tensor],
         step: int,
         observation: Observation | None = None,
-        edges: Sequence[GradientEdge] = (),
+        looks_at: Mapping[str, str] | None = None,
+        edges: Mapping[Place, GradientEdge] | None = None,
     ) -> Tensor:
         """Weigh the terms of one step and add them up.
 
@@ -61,16 +77,15 @@ class Composer:
             terms: Unweighted terms.
             step: Optimizer steps done so far.
             observation: From :meth:`observation`, if the step is watched.
-            edges: Then also where the tapped features are in the graph, one for each.
+            looks_at: Then also what each term looks at,
+            edges: and where that is in the graph.
         """
         now = schedule(step, self.config.warmup, self.config.decay)
-        factors = {}
-        for name, term in terms.items():
-            balance = self.balancer.factor(name) if self.balancer else 1.0
-            factors[name] = torch.full_like(term.detach(), now * self.weights[name]) * balance
+        full = self.factors()
+        factors = {name: torch.full_like(term.detach(), now) * full[name] for name, term in terms.items()}
         loss = torch.stack([factors[name] * term for name, term in terms.items()]).sum()
         if observation is not None:
-            observation.expect(terms, factors, edges, loss)
+            observation.expect(terms, looks_at or {}, factors, edges or {}, loss)
         self.log = {
             **{name: term.detach() for name, term in terms.items()},
             **{f"factor/{name}": factor for name, factor in factors.items()},

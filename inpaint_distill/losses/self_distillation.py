@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from inpaint_distill.errors import ConfigError
-from inpaint_distill.losses.term import Term
+from inpaint_distill.losses.term import FeatureTerm
+from inpaint_distill.networks.meta import ChannelWeights
 from inpaint_distill.networks.projection import Projection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from inpaint_distill.config import TermConfig
     from inpaint_distill.host.stage import Stage
@@ -21,15 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["SelfDistillation"]
 
 
-class SelfDistillation(Term):
+class SelfDistillation(FeatureTerm):
     """``L_SD = sum_{l<L} sum_c phi^l_c / |M_{l+1}| * || M_{l+1} * ( f_l(x_l)_c - x_{l+1},c ) ||^2`` (DGI).
 
-    ``f_l`` is a convolution that brings ``x_l`` to the shape of ``x_{l+1}``; ``phi`` is uniform here. The deep side is
-    detached (ours).
+    ``f_l`` is a convolution that brings ``x_l`` to the shape of ``x_{l+1}``. The deep side is detached (ours).
+    ``phi^l`` is a meta-network on it; without it the channels weigh alike.
 
     Args:
         settings: Weight, normalisation, region.
         student: The host's stages, shallow to deep.
+        meta: Whether ``phi`` is there.
 
     Raises:
         ConfigError: Fewer than two stages.
@@ -38,7 +40,7 @@ class SelfDistillation(Term):
     name = "self"
     needs_teacher = False
 
-    def __init__(self, settings: TermConfig, student: Sequence[Stage]) -> None:
+    def __init__(self, settings: TermConfig, student: Sequence[Stage], *, meta: Collection[str] = ()) -> None:
         super().__init__(settings)
         if len(student) < 2:
             found = f"{len(student)} stage"
@@ -49,10 +51,22 @@ class SelfDistillation(Term):
             Projection(shallow.channels, deep.channels, max(1, round(deep.stride / shallow.stride)))
             for shallow, deep in itertools.pairwise(student)
         )
+        channels = [stage.channels for stage in student[1:]]
+        self.phi = nn.ModuleList(ChannelWeights(each, each) for each in channels) if "phi" in meta else None
 
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        student: Sequence[Tensor],
+        teacher: Sequence[Tensor],
+        mask: Tensor,
+        anchor: Sequence[Any] | None = None,
+    ) -> Tensor:
         """Compute the term; see :class:`Term`. The teacher is not looked at."""
         levels = []
-        for projection, shallow, deep in zip(self.projections, student, student[1:], strict=False):
-            levels.append(self.compare(projection(shallow, (deep.shape[2], deep.shape[3])), deep, mask))
+        targets = (anchor or student)[1:]
+        for level, (projection, shallow, deep) in enumerate(zip(self.projections, student, targets, strict=False)):
+            deep = deep.detach()
+            weights = self.weigh(self.phi[level] if self.phi else None, deep, f"phi/{level}")
+            predicted = projection(shallow, (deep.shape[2], deep.shape[3]))
+            levels.append(self.compare(predicted, deep, mask, weights))
         return torch.stack(levels).sum()

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from inpaint_distill.host.guard import copy_module, forked_rng, module_device
-from inpaint_distill.host.taps import FeatureTaps, StopForward
+from inpaint_distill.host.guard import copy_module, forked_rng
+from inpaint_distill.host.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
 
+    from inpaint_distill.host.attention import AttentionSite
     from inpaint_distill.host.call import HostCall
     from inpaint_distill.host.replay import Recipe
     from inpaint_distill.host.stage import Stage
+    from inpaint_distill.host.watch import Views
 
 __all__ = ["CopyTeacher", "Teacher"]
 
@@ -25,28 +27,41 @@ __all__ = ["CopyTeacher", "Teacher"]
 class Teacher(ABC):
     """A teacher, from the choice of it to its last step.
 
-    ``bind`` at attach, ``plan`` once the host's stages are known, ``prepare`` at the first loss, then ``features`` at
-    every loss and ``update`` after every optimizer step.
+    ``check`` at attach, ``bind`` and ``plan`` once the host's stages are known, ``prepare`` at the first loss, then
+    ``views`` at every loss and ``update`` after every optimizer step.
+
+    Attributes:
+        attends: Whether its attention can be compared with the host's; set by :meth:`plan`.
     """
 
     kind: ClassVar[str]
+    attends: bool = False
+
+    def check(self) -> None:  # noqa: B027 - optional
+        """Refuse, before anything is installed, what cannot work; nothing by default."""
 
     @abstractmethod
     def bind(self, host: nn.Module) -> None:
-        """Meet the host, before anything is installed on it."""
+        """Meet the host, before taps are put on it."""
 
     @abstractmethod
-    def plan(self, stages: Sequence[Stage], image_size: tuple[int, int]) -> tuple[Stage, ...]:
+    def plan(
+        self, stages: Sequence[Stage], image_size: tuple[int, int], sites: Sequence[AttentionSite] = ()
+    ) -> tuple[Stage, ...]:
         """Return the teacher's stage for each of the host's, and put the taps on the teacher."""
 
     @abstractmethod
-    def features(self, call: HostCall, image: Tensor) -> list[Tensor]:
-        """Return a feature (B, C, H, W) for each planned stage, without gradient.
+    def views(self, call: HostCall, image: Tensor) -> Views:
+        """Return what the teacher sees, without gradient: a feature for each planned stage, and its attention.
 
         Args:
             call: The host's own call with the complete image and an empty hole.
             image: The complete image (B, 3, H, W) as the user gave it.
         """
+
+    def look(self, call: HostCall, image: Tensor) -> Views:
+        """Return the same as :meth:`views`, for a look-ahead: the teacher does not move."""
+        return self.views(call, image)
 
     def prepare(self, recipe: Recipe, call: HostCall, image: Tensor) -> None:  # noqa: B027 - optional
         """Do what needs the first batch; nothing by default."""
@@ -76,7 +91,7 @@ class CopyTeacher(Teacher):
     """
 
     module: nn.Module
-    taps: FeatureTaps
+    watch: Watch | None = None
 
     def bind(self, host: nn.Module) -> None:
         """Copy the host, with its weights; the copy is in eval mode and takes no gradient."""
@@ -84,27 +99,24 @@ class CopyTeacher(Teacher):
         self.module.eval()  # some public hosts return None here
         self.module.requires_grad_(False)
 
-    def plan(self, stages: Sequence[Stage], image_size: tuple[int, int]) -> tuple[Stage, ...]:
+    def plan(
+        self, stages: Sequence[Stage], image_size: tuple[int, int], sites: Sequence[AttentionSite] = ()
+    ) -> tuple[Stage, ...]:
         """Tap the copy where the host is tapped."""
-        self.taps = FeatureTaps(self.module, stages, stop=True)
-        return self.taps.stages
+        self.watch = Watch(self.module, stages, sites, logits=True)
+        self.attends = bool(sites)
+        return self.watch.stages
 
-    def follow(self, host: nn.Module) -> None:
-        """Move to the host's device."""
-        self.module.to(module_device(host))
-
-    def features(self, call: HostCall, image: Tensor) -> list[Tensor]:
+    def views(self, call: HostCall, image: Tensor) -> Views:
         """Run the copy up to its last tap; the random state is as before afterwards."""
-        self.taps.begin()
         with torch.no_grad(), forked_rng(image.device):
-            try:
-                call.run(self.module)
-            except StopForward:
-                pass
-            finally:
-                self.taps.active = False
-        size = (image.shape[2], image.shape[3])
-        return [stage.as_map(kept, size) for stage, kept in zip(self.taps.stages, self.taps.take(), strict=True)]
+            return self.watch_forward(lambda: call.run(self.module), image)
+
+    def watch_forward(self, forward: Callable[[], Any], image: Tensor, *, stop: bool = True) -> Views:
+        """Run the copy under its taps."""
+        if self.watch is None:
+            raise RuntimeError("the teacher has not been planned")
+        return self.watch.run(forward, (image.shape[2], image.shape[3]), stop=stop)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the copy's weights and buffers."""
@@ -116,5 +128,5 @@ class CopyTeacher(Teacher):
 
     def release(self) -> None:
         """Take the taps off."""
-        if hasattr(self, "taps"):
-            self.taps.remove()
+        if self.watch is not None:
+            self.watch.remove()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inpaint_distill.host.call import HostCall
+    from inpaint_distill.host.watch import Views
 
 __all__ = ["EMATeacher"]
 
@@ -49,11 +50,11 @@ class EMATeacher(CopyTeacher):
         for own, _ in self.norms:
             own.momentum = 0.0
 
-    def features(self, call: HostCall, image: Tensor) -> list[Tensor]:
+    def views(self, call: HostCall, image: Tensor) -> Views:
         """Run the average up to its last tap."""
         for own, other in self.norms:
             own.training = other.training
-        return super().features(call, image)
+        return super().views(call, image)
 
     def update(self, host: nn.Module) -> None:
         """Move the average towards the host."""

@@ -9,8 +9,9 @@ import torch
 from inpaint_distill.errors import PlanError
 from inpaint_distill.host.discovery import choose_encoder, find_encoders, named_stages, output_stages
 from inpaint_distill.host.guard import forked_rng, module_device
-from inpaint_distill.host.taps import FeatureTaps, StopForward
+from inpaint_distill.host.attention_discovery import find_attention, named_attention
 from inpaint_distill.host.trace import Trace, trace_forward
+from inpaint_distill.host.watch import Views, Watch
 from inpaint_distill.teachers.base import Teacher
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from inpaint_distill.host.attention import AttentionSite
     from inpaint_distill.host.call import HostCall
     from inpaint_distill.host.stage import Stage
 
@@ -35,6 +37,8 @@ class ModuleTeacher(Teacher):
         call: How to run it on the image given to ``loss()``, e.g. with another normalisation; ``module(image)``
             by default.
         stages: Names, to settle what discovery cannot.
+        attention: Names of the attention layers to compare with the host's, in their order; without them there is no
+            attention transfer.
     """
 
     kind: ClassVar[str] = "module"
@@ -45,10 +49,13 @@ class ModuleTeacher(Teacher):
         *,
         call: Callable[[nn.Module, Tensor], Any] | None = None,
         stages: Sequence[str | Stage] | None = None,
+        attention: Sequence[str | AttentionSite] | None = None,
     ) -> None:
         self.module = module
         self.call = call or (lambda network, image: network(image))
         self.stages = stages
+        self.attention = attention
+        self.watch: Watch | None = None
 
     def bind(self, host: nn.Module) -> None:
         """Put the module into eval mode, until release, and on the host's device."""
@@ -56,7 +63,9 @@ class ModuleTeacher(Teacher):
         self.module.eval()
         self.module.to(module_device(host))
 
-    def plan(self, stages: Sequence[Stage], image_size: tuple[int, int]) -> tuple[Stage, ...]:
+    def plan(
+        self, stages: Sequence[Stage], image_size: tuple[int, int], sites: Sequence[AttentionSite] = ()
+    ) -> tuple[Stage, ...]:
         """Find the module's stages in a dry run and pair them by stride."""
         image = torch.zeros(2, 3, *image_size, device=module_device(self.module))
         try:
@@ -73,28 +82,31 @@ class ModuleTeacher(Teacher):
             encoders = find_encoders(trace)
             own = encoders[choose_encoder(encoders)]
         self.paired = tuple(min(own, key=lambda each: abs(each.stride - stage.stride)) for stage in stages)
-        distinct = tuple(dict.fromkeys(self.paired))
-        self.taps = FeatureTaps(self.module, distinct, stop=True)
+        own_sites: tuple[AttentionSite, ...] = ()
+        if sites and self.attention:
+            candidates = find_attention(self.module, lambda: self.call(self.module, image), image_size)
+            own_sites = named_attention(candidates, self.attention)
+            if len(own_sites) != len(sites):
+                asked = f"{len(sites)} attention layers of the teacher, one for each of the host's"
+                raise PlanError(asked, f"{len(own_sites)}", "name as many in ModuleTeacher(attention=[...])")
+        self.attends = bool(own_sites)
+        self.watch = Watch(self.module, tuple(dict.fromkeys(self.paired)), own_sites, logits=True)
         return self.paired
 
-    def features(self, call: HostCall, image: Tensor) -> list[Tensor]:
+    def views(self, call: HostCall, image: Tensor) -> Views:
         """Run the module on the complete image, up to its last tap."""
-        self.taps.begin()
+        if self.watch is None:
+            raise RuntimeError("the teacher has not been planned")
         with torch.no_grad(), forked_rng(image.device):
-            try:
-                self.call(self.module, image)
-            except StopForward:
-                pass
-            finally:
-                self.taps.active = False
-        size = (image.shape[2], image.shape[3])
-        kept = dict(zip(self.taps.stages, self.taps.take(), strict=True))
-        return [stage.as_map(kept[stage], size) for stage in self.paired]
+            size = (image.shape[2], image.shape[3])
+            seen = self.watch.run(lambda: self.call(self.module, image), size)
+        kept = dict(zip(self.watch.stages, seen.features, strict=True))
+        return Views([kept[stage] for stage in self.paired], seen.attention)
 
     def release(self) -> None:
         """Take the taps off and give the training flags back."""
-        if hasattr(self, "taps"):
-            self.taps.remove()
+        if self.watch is not None:
+            self.watch.remove()
         for part, training in getattr(self, "modes", {}).items():
             part.training = training
 

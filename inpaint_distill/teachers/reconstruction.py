@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from inpaint_distill.errors import ConfigError, InputError, ReplayError
+from inpaint_distill.errors import ConfigError, InputError
 from inpaint_distill.host.guard import forked_rng
-from inpaint_distill.host.tree import tensors
+from inpaint_distill.host.outputs import restored_images
 from inpaint_distill.teachers.base import CopyTeacher
 from inpaint_distill.teachers.quality import measure_quality
 
@@ -20,26 +20,14 @@ if TYPE_CHECKING:
 
     from inpaint_distill.host.call import HostCall
     from inpaint_distill.host.replay import Recipe
+    from inpaint_distill.host.watch import Views
     from inpaint_distill.teachers.quality import TeacherQuality
 
 __all__ = ["FrozenTeacher", "OnlineTeacher"]
 
 
-def restored_images(output: Any, image: Tensor) -> list[Tensor]:
-    """Return the restored images, coarse and fine, among a host's outputs: (B, C, H, W) that carry a gradient.
-
-    Raises:
-        ReplayError: There is none.
-    """
-    found = [each for _, each in tensors(output) if each.shape == image.shape and each.requires_grad]
-    if not found:
-        shapes = [tuple(each.shape) for _, each in tensors(output)]
-        raise ReplayError(
-            "the restored image among the host's outputs",
-            f"outputs of shape {shapes}, none of them {tuple(image.shape)} with a gradient",
-            "use teacher='ema', which needs the host's features alone",
-        )
-    return found
+_MEASURED_AFTER = 500  # steps of an online teacher
+_FIX = "use teacher='ema', which needs the host's features alone"
 
 
 class _ReconstructionTeacher(CopyTeacher):
@@ -47,6 +35,8 @@ class _ReconstructionTeacher(CopyTeacher):
 
     def __init__(self, lr: float = 1e-3) -> None:
         self.lr = lr
+        self.trained_steps = 0
+        self.quality: TeacherQuality | None = None
 
     def bind(self, host: nn.Module) -> None:
         """Copy the host; the copy can be trained."""
@@ -67,7 +57,7 @@ class _ReconstructionTeacher(CopyTeacher):
         self.module.train()
         with torch.enable_grad():
             target = self.recipe.target(call, image)
-            outputs = restored_images(call.run(self.module), target)
+            outputs = restored_images(call.run(self.module), target, _FIX)
             loss = torch.stack([(output.float() - target.float()).abs().mean() for output in outputs]).sum()
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -79,6 +69,15 @@ class _ReconstructionTeacher(CopyTeacher):
         return loss.detach()
 
 
+    def measure(self, call: HostCall, image: Tensor) -> None:
+        """Measure how well it reconstructs a batch, and warn where its deep features are not needed for it."""
+        if self.watch is not None:
+            self.quality = measure_quality(
+                self.module, call, self.recipe.target(call, image), self.watch.stages[-1]
+            )
+            self.quality.warn()
+
+
 class OnlineTeacher(_ReconstructionTeacher):
     """A copy of the host, trained to reconstruct alongside it (DGI: "not static"); costs a forward and a backward.
 
@@ -88,15 +87,18 @@ class OnlineTeacher(_ReconstructionTeacher):
 
     kind: ClassVar[str] = "online"
 
-    def features(self, call: HostCall, image: Tensor) -> list[Tensor]:
-        """Train one step and return the features of that very forward."""
-        self.taps.stop = False
-        self.taps.begin()
+    def views(self, call: HostCall, image: Tensor) -> Views:
+        """Train one step and return the views of that very forward."""
         with forked_rng(image.device):
-            self.train_step(call, image)
-        size = (image.shape[2], image.shape[3])
-        kept = [feature.detach() for feature in self.taps.take()]
-        return [stage.as_map(feature, size) for stage, feature in zip(self.taps.stages, kept, strict=True)]
+            views = self.watch_forward(lambda: self.train_step(call, image), image, stop=False)
+        self.trained_steps += 1
+        if self.trained_steps == _MEASURED_AFTER:
+            self.measure(call, image)
+        return views.detached()
+
+    def look(self, call: HostCall, image: Tensor) -> Views:
+        """Return the views of a forward without training."""
+        return super().views(call, image)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the copy's weights and its optimizer's moments."""
@@ -104,10 +106,11 @@ class OnlineTeacher(_ReconstructionTeacher):
         for index, parameter in enumerate(self.trained):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 state[f"optimizer.{index}.{key}"] = value
-        return state, {}
+        return state, {"steps": self.trained_steps}
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take weights and moments back."""
+        self.trained_steps = int(values["steps"])
         prefix = "module."
         self.module.load_state_dict({key[len(prefix) :]: v for key, v in tensors.items() if key.startswith(prefix)})
         for key, value in tensors.items():
@@ -148,19 +151,16 @@ class FrozenTeacher(_ReconstructionTeacher):
         self.images = images
         self.steps = steps
         self.seed = seed
-        self.trained_steps = 0
         self.errors: list[Tensor] = []
-        self.quality: TeacherQuality | None = None
 
-    def bind(self, host: nn.Module) -> None:
-        """Copy the host, if there is something to train the copy on."""
+    def check(self) -> None:
+        """Refuse to go on without something to train the copy on."""
         if self.images is None:
             raise ConfigError(
                 "a frozen teacher",
                 "no images to train it on",
                 "attach(..., teacher=FrozenTeacher(images=...)), or choose teacher='ema', which needs none",
             )
-        super().bind(host)
 
     def prepare(self, recipe: Recipe, call: HostCall, image: Tensor) -> None:
         """Train the copy, unless it came from a saved state."""
@@ -173,8 +173,7 @@ class FrozenTeacher(_ReconstructionTeacher):
                 batch = next(batches).to(image)
                 self.errors.append(self.train_step(recipe.apply(_with_batch(call, image, len(batch)), batch), batch))
         self.trained_steps = self.steps
-        self.quality = measure_quality(self.module, call, recipe.target(call, image), self.taps.stages[-1])
-        self.quality.warn()
+        self.measure(call, image)
 
     def _batches(self, image: Tensor) -> Iterator[Tensor]:
         """Yield batches without end, of the image's size."""

@@ -1,45 +1,40 @@
-"""The boost study: a host alone against the host with distillation, paired, tuned, with intervals."""
+"""The boost study: a host alone against the host with distillation or parts of it, paired, tuned, with intervals."""
 
 from __future__ import annotations
 
 import json
-import platform
-import shlex
-import sys
 from dataclasses import replace
-from datetime import datetime, timezone
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from inpaint_distill import __version__
 from inpaint_distill.adapters import get
 from inpaint_distill.config import from_dict, to_dict
 from inpaint_distill.errors import StateError
+from inpaint_distill.training.ablation import BARE, LONGER, variant_config
 from inpaint_distill.training.cost import step_cost
 from inpaint_distill.training.data import load_data
-from inpaint_distill.training.figures import curves, differences, panels
-from inpaint_distill.training.loop import Trainer
-from inpaint_distill.training.masks import BIN_NAMES
+from inpaint_distill.training.figures import curves, differences, forest, panels
+from inpaint_distill.training.loop import Trainer, scored
 from inpaint_distill.training.metrics import METRICS, composite
 from inpaint_distill.training.pool import PANELS, Pool
-from inpaint_distill.training.report import SCHEMA, markdown_table, write_report
+from inpaint_distill.training.report import write_report
+from inpaint_distill.training.result import assemble
 from inpaint_distill.training.settings import BoostSettings, Run
-from inpaint_distill.training.statistics import Interval, paired_interval, verdict
+from inpaint_distill.training.tables import markdown_overview, markdown_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from rich.console import Console
+    from torch import Tensor
 
     from inpaint_distill.training.data import StudyData
 
 __all__ = ["boost"]
 
 _PREVIEW = 3  # images of the small panel
+_SHOWN = 3  # variants in the panels: the last ones
 _EXTENSIONS = 2  # times the list of learning rates may be extended at either end
 
 
@@ -66,33 +61,43 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
     for name, reason in data.skipped:
         console.print(f"skipped {name}: {reason}", style="yellow", markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    cost = _cost(settings, data, runs)
     with Progress(*columns, console=console) as progress, Pool(settings, data, runs, progress) as pool:
         tuning = _tune(settings, pool)
         lr = next(trial["lr"] for trial in tuning if trial["chosen"])
-        cost = _cost(settings, data, lr, runs)
-        plan = _runs(settings, lr, cost["ratio"])
+        plan = _runs(settings, lr, cost["ratio"][settings.variants[-1]])
         results = pool.train(plan, "train")
         restored = {run.arm: pool.restored(run) for run in plan if run.seed == settings.seeds[0]}
-    result = _result(settings, data, tuning, cost, results)
-    images = {
-        "input": data.test.images[:PANELS],
-        "hole": data.test.holes[:PANELS],
-        "truth": data.test.images[:PANELS],
-        **{
-            arm: composite(restored[arm], data.test.images[:PANELS], data.test.holes[:PANELS])
-            for arm in ("bare", "distilled")
-        },
-    }
+    result = assemble(settings, data, _host_facts(settings, data), tuning, cost, results)
+    shown = scored(settings, data)
+    image, hole = shown.images[:PANELS], shown.holes[:PANELS]
+    images = {"input": image, "hole": hole}
+    images |= {arm: composite(restored[arm], image, hole) for arm in (BARE, *settings.variants[-_SHOWN:])}
+    _write(result, {**images, "truth": image}, folder)
+    return result
+
+
+def _write(result: dict[str, Any], images: dict[str, Tensor], folder: Path) -> None:
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(markdown_table(result, METRICS), encoding="utf-8")
+    tables = f"{markdown_overview(result)}\n{markdown_table(result, METRICS)}"
+    (folder / "table.md").write_text(tables, encoding="utf-8")
     panels({name: shown[:_PREVIEW] for name, shown in images.items()}, folder / "preview.png")
+    draw = differences if len(result["settings"]["variants"]) == 1 else forest
     figures = {
-        "differences": differences(result, folder / "differences.png"),
+        draw.__name__: draw(result, folder / f"{draw.__name__}.png"),
         "curves": curves(result, folder / "curves.png"),
         "panels": panels(images, folder / "panels.png"),
     }
     write_report(result, figures, folder)
-    return result
+
+
+def _host_facts(settings: BoostSettings, data: StudyData) -> dict[str, Any]:
+    trainer = Trainer(Run(arm=BARE, seed=0, steps=1, lr=1e-3), settings, data)
+    return {
+        "name": settings.host,
+        "parameters": sum(parameter.numel() for parameter in trainer.host.parameters()),
+        "stages": list(trainer.adapter.stages or ()),
+    }
 
 
 def _open(settings: BoostSettings, folder: Path, *, resume: bool) -> Path:
@@ -142,117 +147,30 @@ def _best(trials: list[dict[str, Any]]) -> dict[str, Any]:
     return max(trials, key=lambda trial: (not trial["stuck"], trial["curve"][-1]["hole_psnr"]))
 
 
-def _cost(settings: BoostSettings, data: StudyData, lr: float, folder: Path) -> dict[str, float]:
-    """Measure the cost of a step once per study, before the runs, while no worker is busy."""
+def _cost(settings: BoostSettings, data: StudyData, folder: Path) -> dict[str, Any]:
+    """Measure the cost of a step once per study, first of all: no worker is busy, and an arm that fails fails now."""
     file = folder / "cost.json"
     if not file.exists():
-        file.write_text(json.dumps(step_cost(settings, data, lr)), encoding="utf-8")
-    cost: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps(step_cost(settings, data, settings.lrs[0])), encoding="utf-8")
+    cost: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return cost
 
 
 def _runs(settings: BoostSettings, lr: float, ratio: float) -> list[Run]:
-    """List the study's runs, seed by seed, so that a study cut short has whole pairs."""
-    active = settings.fade[1] if settings.fade else 1.0  # part of the training in which a step costs more
+    """List the study's runs, seed by seed, so that a study cut short has whole pairs.
+
+    Args:
+        settings: The study.
+        lr: Learning rate of every run.
+        ratio: Cost of a step of the last variant, in steps of the bare host.
+    """
+    config = variant_config(settings.variants[-1], settings.distillation)
+    # The part of the training in which a step costs more; what is injected does not fade.
+    active = 1.0 if settings.fade is None or config.completion or config.fusion else settings.fade[1]
     longer = max(settings.steps, round(settings.steps * (1 + (ratio - 1) * active)))
     runs = []
     for seed in settings.seeds:
-        runs.append(Run(arm="bare", seed=seed, steps=settings.steps, lr=lr))
-        runs.append(Run(arm="distilled", seed=seed, steps=settings.steps, lr=lr))
+        runs += [Run(arm=arm, seed=seed, steps=settings.steps, lr=lr) for arm in (BARE, *settings.variants)]
         if settings.equal_time:
-            runs.append(Run(arm="bare_equal_time", seed=seed, steps=longer, lr=lr))
+            runs.append(Run(arm=LONGER, seed=seed, steps=longer, lr=lr))
     return runs
-
-
-def _result(
-    settings: BoostSettings,
-    data: StudyData,
-    tuning: list[dict[str, Any]],
-    cost: dict[str, float],
-    runs: list[dict[str, Any]],
-) -> dict[str, Any]:
-    trainer = Trainer(Run(arm="bare", seed=0, steps=1, lr=1e-3), settings, data)
-    comparisons = [row for kind, base in _baselines(settings) for row in _compare(kind, base, runs)]
-    warnings = [f"{run['arm']}, seed {run['seed']}: did not learn (stuck)" for run in runs if run["stuck"]]
-    lrs = [trial["lr"] for trial in tuning]
-    if len(lrs) > 1 and next(trial["lr"] for trial in tuning if trial["chosen"]) in (min(lrs), max(lrs)):
-        warnings.append(
-            "the best learning rate is at the end of the list tried; the bare host may do better than shown"
-        )
-    return {
-        "schema": SCHEMA,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["inpaint-distill", *sys.argv[1:]]),
-        "versions": _versions(),
-        "machine": {
-            "processor": platform.machine(),
-            "device": torch.cuda.get_device_name() if settings.device == "cuda" else "cpu",
-            "threads_per_run": 1,
-        },
-        "settings": to_dict(settings),
-        "data": {
-            "source": data.source,
-            "train": len(data.train),
-            "val": len(data.val.images),
-            "test": len(data.test.images),
-            "skipped": [list(each) for each in data.skipped],
-        },
-        "host": {
-            "name": settings.host,
-            "parameters": sum(parameter.numel() for parameter in trainer.host.parameters()),
-            "stages": list(trainer.adapter.stages or ()),
-        },
-        "tuning": tuning,
-        "cost": cost,
-        "runs": runs,
-        "comparisons": comparisons,
-        "verdict": {
-            row["comparison"]: verdict(Interval(row["mean"], row["low"], row["high"], row["pairs"]))
-            for row in comparisons
-            if row["metric"] == "hole_psnr" and row["bin"] == "all"
-        },
-        "warnings": warnings,
-    }
-
-
-def _baselines(settings: BoostSettings) -> list[tuple[str, str]]:
-    return [("steps", "bare"), *([("time", "bare_equal_time")] if settings.equal_time else [])]
-
-
-def _compare(kind: str, baseline: str, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Compare the distilled arm with a baseline, metric by metric and bin by bin, paired by seed."""
-    arms = {arm: {run["seed"]: run["scores"] for run in runs if run["arm"] == arm} for arm in (baseline, "distilled")}
-    seeds = [seed for seed in arms["distilled"] if seed in arms[baseline]]
-    rows = []
-    for metric in METRICS:
-        for name in ("all", *BIN_NAMES):
-            first, second = (
-                [arms[arm][seed][metric][name] for seed in seeds if name in arms[arm][seed][metric]]
-                for arm in (baseline, "distilled")
-            )
-            if not first:
-                continue
-            interval = paired_interval(first, second)
-            rows.append(
-                {
-                    "comparison": kind,
-                    "baseline": baseline,
-                    "arm": "distilled",
-                    "metric": metric,
-                    "bin": name,
-                    "baseline_mean": sum(first) / len(first),
-                    "arm_mean": sum(second) / len(second),
-                    "mean": interval.mean,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "pairs": interval.pairs,
-                    "differences": [b - a for a, b in zip(first, second, strict=True)],
-                }
-            )
-    return rows
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "platform": platform.system()}
-    found |= {name: version(name) for name in ("torch", "timm", "numpy", "torchmetrics")}
-    return {"inpaint_distill": __version__, **found}

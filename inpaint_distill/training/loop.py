@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inpaint_distill.adapters import get
@@ -23,14 +24,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from inpaint_distill.config import Config
     from inpaint_distill.distiller import Distiller
     from inpaint_distill.host.adapter import Adapter
     from inpaint_distill.training.data import StudyData
     from inpaint_distill.training.settings import BoostSettings, Run
 
-__all__ = ["Trainer", "evaluate", "mean_fill", "reconstruction_loss", "restore"]
+__all__ = ["Trainer", "evaluate", "mean_fill", "reconstruction_loss", "restore", "scored"]
 
 _SHORTEST_CYCLE = 20
+_PROGRESS = ("step", "seconds", "curve", "val_scores", "channel_weights")  # what a checkpoint holds of the run itself
 _STUCK_MARGIN = 0.5  # dB above filling the hole with one colour, below which a host has not learned
 
 
@@ -72,8 +75,13 @@ def mean_fill(data: EvalSet) -> float:
     return float(score(colour.expand_as(data.images), data.images, data.holes)["hole_psnr"].mean())
 
 
+def scored(settings: BoostSettings, data: StudyData) -> EvalSet:
+    """Return the images that a study ends with: the test images, or the validation images where it keeps off those."""
+    return data.test if settings.score_test else data.val
+
+
 class Trainer:
-    """One run: a host, its optimizer and schedule, its batches and, in the distilled arm, a distiller.
+    """One run: a host, its optimizer and schedule, its batches and, unless it is bare, a distiller.
 
     Args:
         run: Arm, seed, steps and learning rate.
@@ -97,16 +105,20 @@ class Trainer:
         host.train()
         self.host = host
         self.optimizer = torch.optim.Adam(self.host.parameters(), lr=run.lr, betas=(0.9, 0.99))
+        config = settings.distillation_for(run.arm, run.steps)
+        # Before the schedule, which has to know the parameters of what is injected.
+        self.distiller = None if config is None else self._attach(config)
         # A cycle of 10 steps, whose rise is one step, makes OneCycleLR divide by zero.
         cycle = max(run.steps + 1, _SHORTEST_CYCLE)
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, max_lr=run.lr, total_steps=cycle, pct_start=0.1, cycle_momentum=False
         )
         self.batches = Batches(data, settings.size, settings.batch, run.seed)
-        self.distiller = self._attach() if run.arm == "distilled" else None
         self.step = 0
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
+        self.val_scores: dict[str, dict[str, float]] = {}
+        self.channel_weights: list[dict[str, Any]] = []
         self.train_loss = math.nan
 
     def train_step(self) -> Tensor:
@@ -123,7 +135,7 @@ class Trainer:
         return loss.detach()
 
     def train(self, folder: Path, progress: Callable[[int], bool]) -> dict[str, Any]:
-        """Train to the end, resuming from ``folder`` where a checkpoint lies there, and score the test set once.
+        """Train to the end, resuming from ``folder`` where a checkpoint lies there, and score once.
 
         Args:
             folder: Where checkpoints are kept while the run lasts.
@@ -149,42 +161,67 @@ class Trainer:
         return self._result()
 
     def restored(self, count: int) -> Tensor:
-        """Return the host's images for the first test images, for the panels."""
-        test = self.data.test
-        return restore(self.host, self.adapter, EvalSet(test.images[:count], test.holes[:count]))
+        """Return the host's images for the first of the images that are scored, for the panels."""
+        shown = scored(self.settings, self.data)
+        return restore(self.host, self.adapter, EvalSet(shown.images[:count], shown.holes[:count]))
 
-    def _attach(self) -> Distiller:
-        config = self.settings.distillation_for(self.run.steps)
+    def keep(self, folder: Path) -> None:
+        """Write the trained host and, where there is one, the distiller, to be looked into later."""
+        weights = {name: tensor.cpu().clone().contiguous() for name, tensor in self.host.state_dict().items()}
+        save_file(weights, folder / f"{self.run.name}.host.safetensors")
+        if self.distiller is not None and self.distiller.plan is not None:
+            self.distiller.save(folder / f"{self.run.name}.distiller")
+
+    def _attach(self, config: Config) -> Distiller:
         teacher = None
         if config.teacher == "frozen":
             generator = torch.Generator().manual_seed(self.run.seed)
             images = crop_batch(self.data.train, torch.arange(len(self.data.train)), self.settings.size, generator)
             teacher = FrozenTeacher(images, steps=config.teacher_steps, lr=config.teacher_lr, seed=self.run.seed)
-        return attach(self.host, self.optimizer, teacher=teacher, config=config, adapter=self.adapter)
+        image = mask = None
+        if config.completion or config.fusion:  # whose parameters the schedule and a checkpoint have to find
+            image, mask = (tensor[:2].to(self.device) for tensor in (self.data.val.images, self.data.val.holes))
+        return attach(
+            self.host,
+            self.optimizer,
+            image=image,
+            mask=mask,
+            teacher=teacher,
+            config=config,
+            adapter=self.adapter,
+        )
 
     def _add_point(self) -> None:
-        scores = evaluate(restore(self.host, self.adapter, self.data.val), self.data.val)
+        self.val_scores = evaluate(restore(self.host, self.adapter, self.data.val), self.data.val)
         self.curve.append(
             {
                 "step": self.step,
                 "seconds": round(self.seconds, 3),
-                "hole_psnr": scores["hole_psnr"]["all"],
+                "hole_psnr": self.val_scores["hole_psnr"]["all"],
                 "train_loss": self.train_loss,
             }
         )
+        weights = {} if self.distiller is None else self.distiller.channel_weights
+        if weights:
+            rounded = {name: [round(value, 6) for value in tensor.tolist()] for name, tensor in weights.items()}
+            self.channel_weights.append({"step": self.step, "weights": rounded})
 
     def _result(self) -> dict[str, Any]:
         test = self.data.test
         stuck = not self.curve[-1]["hole_psnr"] > mean_fill(self.data.val) + _STUCK_MARGIN
+        unseen = self.run.trial or not self.settings.score_test
         return {
             "arm": self.run.arm,
             "seed": self.run.seed,
             "steps": self.run.steps,
             "lr": self.run.lr,
             "seconds": round(self.seconds, 3),
+            "parameters": sum(parameter.numel() for parameter in self.host.parameters()),
             "stuck": stuck,
             "curve": self.curve,
-            "scores": {} if self.run.trial else evaluate(restore(self.host, self.adapter, test), test),
+            "channel_weights": self.channel_weights,
+            "val_scores": self.val_scores,
+            "scores": {} if unseen else evaluate(restore(self.host, self.adapter, test), test),
         }
 
     def _save(self, path: Path) -> None:
@@ -195,7 +232,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "batches": self.batches.state(),
             "rng": torch.get_rng_state(),
-            "progress": {"step": self.step, "seconds": self.seconds, "curve": self.curve},
+            "progress": {name: getattr(self, name) for name in _PROGRESS},
         }
         if self.distiller is not None and self.distiller.plan is not None:
             self.distiller.save(path.with_suffix(f".distiller-{self.step}"))
@@ -215,7 +252,7 @@ class Trainer:
         self.scheduler.load_state_dict(state["scheduler"])
         self.batches.load(state["batches"])
         torch.set_rng_state(state["rng"])
-        self.step, self.seconds = state["progress"]["step"], state["progress"]["seconds"]
-        self.curve = state["progress"]["curve"]
+        for name in _PROGRESS:
+            setattr(self, name, state["progress"][name])
         if self.distiller is not None:
             self.distiller.load(path.with_suffix(f".distiller-{self.step}"))

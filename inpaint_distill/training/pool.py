@@ -54,10 +54,13 @@ def _train(run: Run) -> None:
             _worker["messages"].put((run.name, step))
         return not _worker["stop"].is_set()
 
-    trainer = Trainer(run, _worker["settings"], _worker["data"])
+    settings: BoostSettings = _worker["settings"]
+    trainer = Trainer(run, settings, _worker["data"])
     result = trainer.train(folder, progress)
     if not run.trial:
         save_file({"restored": trainer.restored(PANELS)}, folder / f"{run.name}.safetensors")
+        if run.seed == settings.seeds[0]:
+            trainer.keep(folder)
     partial = folder / f"{run.name}.partial"
     partial.write_text(json.dumps(result), encoding="utf-8")
     os.replace(partial, folder / f"{run.name}.json")

@@ -1,4 +1,4 @@
-"""The result of a boost study for people: one self-contained HTML page, a Markdown table, a table on the terminal."""
+"""The result of a boost study for people: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -8,41 +8,38 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from inpaint_distill.errors import StateError
-from inpaint_distill.training.figures import ARM_LABELS, COMPARISON_LABELS
-from inpaint_distill.training.statistics import Interval, sentence, verdict
+from inpaint_distill.training.ablation import ARM_LABELS, BARE, WHOLE
+from inpaint_distill.training.result import SCORES, made_contrasts, main_split, upgrade
+from inpaint_distill.training.tables import (
+    METRIC_FORMATS,
+    SPLIT_LABELS,
+    contrast_label,
+    detail,
+    detail_head,
+    headlines,
+    overview,
+    overview_head,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from inpaint_distill.training.statistics import Verdict
+    from inpaint_distill.training.ablation import Contrast
+    from inpaint_distill.training.tables import Cell
 
-__all__ = ["headlines", "markdown_table", "print_table", "write_report"]
+__all__ = ["write_report"]
 
-SCHEMA = 1
-
+_OPEN_DETAILS = 2  # contrasts, up to which their tables are unfolded
 _HOW_TO_READ = (
-    "Mean over the test images and then over the seeds; intervals are Student-t over the paired seeds. They are not "
-    "corrected for the number of rows: the sentences on top rest on one row each, hole PSNR over all holes. Coloured: "
-    "the interval excludes zero."
+    "Differences of means over the images, averaged over the seeds; intervals are Student-t over the paired seeds. "
+    "They are not corrected for the number of rows: each sentence on top rests on one row, hole PSNR over all holes. "
+    "Coloured: the interval excludes zero. Step: cost of a training step in steps of the host alone."
 )
-
-# Name, number of decimals, factor that makes more better.
-_METRICS = {
-    "hole_psnr": ("hole PSNR (dB) ↑", 2, 1),
-    "psnr": ("PSNR (dB) ↑", 2, 1),
-    "ssim": ("SSIM ↑", 4, 1),
-    "l1": ("L1 ↓", 4, -1),
-}
-_COLUMNS = ("host", "host + distillation", "difference [95%]", "pairs")
 _CAPTIONS = {
-    "curves": "Hole PSNR on the validation images. Thin lines: one seed each; thick lines: their mean.",
+    "curves": "Hole PSNR on the validation images. Thick lines: mean of the seeds; thin lines: one seed each.",
     "differences": "Host + distillation minus host, paired by seed. Grey: the interval includes zero.",
-    "panels": "Test images. The hole is painted magenta in the input.",
+    "forest": "Each arm minus its baseline, paired by seed, over all holes. Grey: the interval includes zero.",
+    "panels": "Restored images. The hole is painted magenta in the input.",
 }
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1f23; --quiet: #5b6470; --paper: #ffffff; --line: #d9dee4; --band: #f4f6f8;
@@ -62,6 +59,7 @@ th { background: var(--band); font-weight: 600; }
 th:first-child, td:first-child, .left th, .left td { text-align: left; }
 .left td { white-space: normal; overflow-wrap: anywhere; }
 tr.group td { border-top: 2px solid var(--line); }
+summary { cursor: pointer; padding: .3rem 0; }
 td.gain { color: var(--gain); font-weight: 600; } td.loss { color: var(--loss); font-weight: 600; }
 .warnings { border-left: 4px solid var(--loss); padding-left: 1.6rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; background: #fff; border-radius: 4px; }
@@ -69,39 +67,26 @@ code, pre { font: .85rem/1.5 ui-monospace, monospace; overflow-wrap: anywhere; w
 """
 
 
-def headlines(result: Mapping[str, Any]) -> list[tuple[Verdict, str]]:
-    """Return verdict and sentence on the hole PSNR over all holes, for each comparison that was made."""
-    found: list[tuple[Verdict, str]] = []
-    for kind, label in COMPARISON_LABELS.items():
-        for row in _rows(result, kind, ("hole_psnr",)):
-            if row["bin"] == "all":
-                interval = _interval(row)
-                found.append((verdict(interval), sentence(interval, f"hole PSNR at {label}")))
-    return found
-
-
 def write_report(result: Mapping[str, Any], figures: Mapping[str, Path], folder: Path) -> Path:
     """Write ``report.html``: one file without scripts or links, readable on a light and on a dark screen.
 
     Args:
         result: What a boost study returned (the content of ``result.json``).
-        figures: PNG files by name: ``curves``, ``differences``, ``panels``; embedded in the order given.
+        figures: PNG files by name; embedded in the order given.
         folder: Where the page is written; created if missing.
 
     Raises:
-        StateError: If the result has another schema than this version writes.
+        StateError: If the result has a schema that this version does not know.
     """
-    if result.get("schema") != SCHEMA:
-        raise StateError(
-            "a report of a boost result",
-            f"schema {result.get('schema')!r}, this version reads {SCHEMA}",
-            "use the version of inpaint-distill that wrote the result",
-        )
+    result = upgrade(result)
+    made = made_contrasts(result)
     parts = [
         *_opening(result),
-        *(_comparison_table(result, kind) for kind in COMPARISON_LABELS),
+        *(_overview(result, split) for split in SPLIT_LABELS),
         f'<p class="quiet">{_HOW_TO_READ}</p>',
         *(_figure(name, Path(file)) for name, file in figures.items()),
+        f"<h2>By hole ratio, {SPLIT_LABELS[main_split(result)]}</h2>" if made else "",
+        *(_detail(result, contrast, unfolded=len(made) <= _OPEN_DETAILS) for contrast in made),
         *_tables(result),
     ]
     title = f"Distillation on {escape(str(result['host']['name']))}"
@@ -119,78 +104,18 @@ def write_report(result: Mapping[str, Any], figures: Mapping[str, Path], folder:
     return path
 
 
-def markdown_table(result: Mapping[str, Any], metrics: Sequence[str] = ("hole_psnr",)) -> str:
-    """Return the comparisons as a Markdown table, one row per comparison, metric and bin."""
-    header = ("at", "metric", "holes", *_COLUMNS)
-    lines = ["| " + " | ".join(header) + " |", "|---|---|---|--:|--:|--:|--:|"]
-    for kind, label in COMPARISON_LABELS.items():
-        lines += [
-            "| " + " | ".join((label, _METRICS[row["metric"]][0], *_comparison_cells(row))) + " |"
-            for row in _rows(result, kind, metrics)
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def print_table(
-    result: Mapping[str, Any], metrics: Sequence[str] = ("hole_psnr",), console: Console | None = None
-) -> None:
-    """Print one table per comparison and metric, then the sentences that sum them up."""
-    console = console or Console()
-    for kind, label in COMPARISON_LABELS.items():
-        for metric in metrics:
-            rows = _rows(result, kind, (metric,))
-            if not rows:
-                continue
-            title = Text(f"{result['host']['name']}, {label}: {_METRICS[metric][0]}")
-            table = Table(title=title, title_justify="left")
-            for name in ("holes", *_COLUMNS):
-                table.add_column(Text(name), justify="left" if name == "holes" else "right", no_wrap=True)
-            for row in rows:
-                colour = {"gain": "green", "loss": "red"}.get(_outcome(row), "")
-                *cells, difference, pairs = (Text(cell) for cell in _comparison_cells(row))
-                difference.stylize(colour)
-                table.add_row(*cells, difference, pairs)
-            console.print(table)
-    for _, text in headlines(result):
-        console.print(Text(text), soft_wrap=True)
-
-
-def _rows(result: Mapping[str, Any], kind: str, metrics: Iterable[str] = _METRICS) -> list[Mapping[str, Any]]:
-    rows = [row for row in result["comparisons"] if row["comparison"] == kind]
-    return [row for metric in metrics for row in rows if row["metric"] == metric]
-
-
-def _interval(row: Mapping[str, Any]) -> Interval:
-    low, high = (math.nan if row[bound] is None else row[bound] for bound in ("low", "high"))
-    return Interval(row["mean"], low, high, row["pairs"])
-
-
-def _outcome(row: Mapping[str, Any]) -> str:
-    """Return the verdict with the direction of the metric taken into account."""
-    interval, direction = _interval(row), _METRICS[row["metric"]][2]
-    if direction < 0:
-        interval = Interval(-interval.mean, -interval.high, -interval.low, interval.pairs)
-    return verdict(interval)
-
-
-def _comparison_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
-    """Return holes, baseline mean, arm mean, difference with interval, pairs."""
-    digits, interval = _METRICS[row["metric"]][1], _interval(row)
-    difference = f"{interval.mean:+.{digits}f}"
-    if math.isfinite(interval.low) and math.isfinite(interval.high):
-        difference += f" [{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]"
-    holes = "all" if row["bin"] == "all" else f"{row['bin']}%"
-    return holes, f"{row['baseline_mean']:.{digits}f}", f"{row['arm_mean']:.{digits}f}", difference, str(row["pairs"])
-
-
 def _opening(result: Mapping[str, Any]) -> list[str]:
     data, host, settings, cost = result["data"], result["host"], result["settings"], result["cost"]
+    seconds = cost["step_seconds"]
     facts = (
         f"{host['parameters']:,} parameters. {data['train']:,} training, {data['val']:,} validation and "
         f"{data['test']:,} test images ({data['source']}) at {settings['size']} pixels; {settings['steps']:,} steps; "
-        f"seeds {', '.join(map(str, settings['seeds']))}. A step with distillation takes {cost['ratio']:.2f} times "
-        f"a step without ({cost['distilled_step_seconds']:.3f} s against {cost['bare_step_seconds']:.3f} s)."
+        f"seeds {', '.join(map(str, settings['seeds']))}. A step of the host alone takes {seconds[BARE]:.3f} s."
     )
+    if WHOLE in seconds:
+        facts += f" One with distillation takes {cost['ratio'][WHOLE]:.2f} times as long ({seconds[WHOLE]:.3f} s)."
+    if main_split(result) == "val":
+        facts += " The test images were not scored."
     parts = [f'<p class="quiet">{escape(facts)}</p>']
     parts += [
         f'<p class="headline {"" if outcome == "not shown" else outcome}">{escape(text)}</p>'
@@ -202,26 +127,34 @@ def _opening(result: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _comparison_table(result: Mapping[str, Any], kind: str) -> str:
-    rows = _rows(result, kind)
+def _overview(result: Mapping[str, Any], split: str) -> str:
+    rows = overview(result, split)
     if not rows:
         return ""
-    body, metric = [], None
-    for row in rows:
-        holes, baseline, arm, difference, pairs = _comparison_cells(row)
-        name = "" if row["metric"] == metric else _METRICS[row["metric"]][0]
-        outcome = _outcome(row)
-        mark = f' class="{outcome}"' if outcome != "not shown" else ""
-        start = ' class="group"' if name else ""
-        body.append(
-            f"<tr{start}><td>{name}</td><td>{escape(holes)}</td><td>{baseline}</td><td>{arm}</td>"
-            f"<td{mark}>{difference}</td><td>{pairs}</td></tr>"
-        )
-        metric = row["metric"]
-    head = _cells("th", ("metric", "holes", *_COLUMNS))
-    table = f'<div class="scroll"><table>\n<thead>{head}</thead>\n<tbody>{"".join(body)}</tbody>\n</table></div>'
-    baseline = f'<p class="quiet">Compared with: {ARM_LABELS[rows[0]["baseline"]]}.</p>'
-    return f"<h2>At {COMPARISON_LABELS[kind]}</h2>\n{baseline}\n{table}"
+    body = "".join(f"<tr>{_marked(row)}</tr>" for row in rows)
+    return f"<h2>On the {SPLIT_LABELS[split]}</h2>\n{_scrolled(overview_head(), body)}"
+
+
+def _detail(result: Mapping[str, Any], contrast: Contrast, *, unfolded: bool) -> str:
+    body, last = [], None
+    for metric, cells in detail(result, main_split(result), contrast):
+        start, name = ("", "") if metric == last else (' class="group"', METRIC_FORMATS[metric][0])
+        body.append(f"<tr{start}><td>{name}</td>{_marked(cells)}</tr>")
+        last = metric
+    table = _scrolled(("metric", "holes", *detail_head(contrast)), "".join(body))
+    summary = f"<summary>{escape(contrast_label(contrast))}</summary>"
+    return f"<details{' open' if unfolded else ''}>{summary}\n{table}</details>"
+
+
+def _marked(cells: Iterable[Cell]) -> str:
+    """Return cells coloured by what they show."""
+    marks = {"gain": ' class="gain"', "loss": ' class="loss"'}
+    return "".join(f"<td{marks.get(cell.outcome, '')}>{escape(cell.text)}</td>" for cell in cells)
+
+
+def _scrolled(head: Iterable[str], body: str, kind: str = "") -> str:
+    heads = _cells("th", head)
+    return f'<div class="scroll"><table{kind}>\n<thead>{heads}</thead>\n<tbody>{body}</tbody>\n</table></div>'
 
 
 def _tables(result: Mapping[str, Any]) -> list[str]:
@@ -230,11 +163,13 @@ def _tables(result: Mapping[str, Any]) -> list[str]:
         (f"{row['lr']:g}", row["steps"], _number(row["val_hole_psnr"]), _tick(row["stuck"]), _tick(row["chosen"]))
         for row in result["tuning"]
     ]
+    split = main_split(result)
+    scores = SCORES[split]
     runs = [
         (
             ARM_LABELS.get(run["arm"], run["arm"]),
             *(run["seed"], run["steps"], f"{run['lr']:g}", f"{run['seconds']:.1f}", _tick(run["stuck"])),
-            *(_number(run["scores"][metric].get("all"), digits) for metric, (_, digits, _) in _METRICS.items()),
+            *(_number(run[scores][metric].get("all"), digits) for metric, (_, digits, _) in METRIC_FORMATS.items()),
         )
         for run in result["runs"]
     ]
@@ -242,8 +177,8 @@ def _tables(result: Mapping[str, Any]) -> list[str]:
     return [
         _table("Tuning of the bare host", ("learning rate", "steps", "val hole PSNR (dB)", "stuck", "chosen"), tuning),
         _table(
-            "Runs",
-            ("arm", "seed", "steps", "learning rate", "seconds", "stuck", *(name for name, _, _ in _METRICS.values())),
+            f"Runs, on the {SPLIT_LABELS[split]}",
+            ("arm", "seed", "steps", "learning rate", "seconds", "stuck", *(f[0] for f in METRIC_FORMATS.values())),
             runs,
         ),
         _table("Settings", ("setting", "value"), _flat(result["settings"]), left=True),
@@ -263,10 +198,7 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], left:
         return ""
     body = "".join(_cells("td", row) for row in rows)
     kind = ' class="left"' if left else ""
-    return (
-        f'<h2>{escape(title)}</h2>\n<div class="scroll"><table{kind}>\n<thead>{_cells("th", head)}</thead>\n'
-        f"<tbody>{body}</tbody>\n</table></div>"
-    )
+    return f"<h2>{escape(title)}</h2>\n{_scrolled(head, body, kind)}"
 
 
 def _cells(tag: str, values: Iterable[Any]) -> str:

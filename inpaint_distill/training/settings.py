@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from inpaint_distill.config import Config
 from inpaint_distill.errors import ConfigError
+from inpaint_distill.training.ablation import BARE, LONGER, WHOLE, variant_config
 
-__all__ = ["Arm", "BoostSettings", "Run"]
-
-Arm = Literal["bare", "distilled", "bare_equal_time"]
+__all__ = ["BoostSettings", "Run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,15 +18,15 @@ class Run:
     """One training of one host.
 
     Attributes:
-        arm: ``bare``: the host alone; ``distilled``: with distillation; ``bare_equal_time``: alone, for the seconds
-            that the distilled one takes.
+        arm: ``bare``: the host alone; ``bare_equal_time``: alone, for the seconds that the last variant takes;
+            otherwise the variant: ``distilled``, or one of ``inpaint_distill.training.ablation.VARIANTS``.
         seed: Seed of initialisation, data order, crops and masks: the same for every arm.
         steps: Optimizer steps, over which the schedule is laid.
         lr: Peak learning rate.
         trial: It only serves to choose the learning rate: the test images are not looked at.
     """
 
-    arm: Arm
+    arm: str
     seed: int
     steps: int
     lr: float
@@ -41,7 +40,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class BoostSettings:
-    """A paired study of a host alone and the host with distillation.
+    """A paired study of a host alone and the host with distillation, or with parts of it.
 
     Attributes:
         host: Name of the family in ``inpaint_distill.adapters``.
@@ -61,7 +60,10 @@ class BoostSettings:
         evaluations: Points of the learning curve.
         fade: Parts of the training (first, last) between which distillation fades to zero; ``None`` for never. It
             replaces ``distillation.decay``.
-        equal_time: Also train the bare host for the seconds of the distilled one.
+        equal_time: Also train the bare host for the seconds of the last variant.
+        score_test: Score the test images at the end of each run; ``False`` while choosing between settings, so that
+            nothing is chosen on them: the validation images are then all there is.
+        variants: What is trained beside the bare host: ``distilled``, the distillation as it is, or parts of it.
         distillation: The distillation.
         jobs: Runs at a time, one thread each; ``None`` for the number of cores (1 on an accelerator).
         device: ``cpu`` or ``cuda``.
@@ -83,6 +85,8 @@ class BoostSettings:
     evaluations: int = 10
     fade: tuple[float, float] | None = (0.5, 1.0)
     equal_time: bool = True
+    score_test: bool = True
+    variants: tuple[str, ...] = (WHOLE,)
     distillation: Config = field(default_factory=Config)
     jobs: int | None = None
     device: Literal["cpu", "cuda"] = "cpu"
@@ -101,16 +105,23 @@ class BoostSettings:
             raise ConfigError("lrs", f"{self.lrs}", "give at least one learning rate > 0")
         if self.fade is not None and not 0 <= self.fade[0] < self.fade[1] <= 1:
             raise ConfigError("fade", f"{self.fade}", "give two parts of the training, 0 <= first < last <= 1")
+        if not self.variants or len(set(self.variants)) < len(self.variants):
+            raise ConfigError("variants", f"{self.variants}", "give distinct variants, at least one")
+        for name in self.variants:
+            variant_config(name, self.distillation)
 
-    def distillation_for(self, steps: int) -> Config:
-        """Return the distillation with its fade in steps."""
+    def distillation_for(self, arm: str, steps: int) -> Config | None:
+        """Return an arm's distillation, with its fade in steps; ``None`` for the bare host."""
+        if arm in (BARE, LONGER):
+            return None
+        config = variant_config(arm, self.distillation)
         if self.fade is None:
-            return self.distillation
+            return config
         first, last = (round(part * steps) for part in self.fade)
-        return dataclasses.replace(self.distillation, decay=(first, max(last, first + 1)))
+        return dataclasses.replace(config, decay=(first, max(last, first + 1)))
 
     def trials(self) -> list[Run]:
         """Return the runs among which the learning rate is chosen; their seed is none of the study's."""
         seed = 1 + max(*self.seeds, 999)
         steps = self.tune_steps or self.steps
-        return [Run(arm="bare", seed=seed, steps=steps, lr=lr, trial=True) for lr in self.lrs]
+        return [Run(arm=BARE, seed=seed, steps=steps, lr=lr, trial=True) for lr in self.lrs]

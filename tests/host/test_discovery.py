@@ -14,7 +14,7 @@ from inpaint_distill.host.discovery import choose_encoder, find_encoders, named_
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.taps import FeatureTaps
 from inpaint_distill.host.trace import trace_call
-from inpaint_distill.plan import plan_call
+from inpaint_distill.plan import Wanted, plan_call
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 
@@ -38,7 +38,7 @@ def labels(stages):
 def test_the_stages_of_every_toy_are_found(name, size):
     toy = ZOO[name]
     host = toy.build()
-    plan = plan_call(host, call_of(toy, host, size), None)
+    plan = plan_call(host, call_of(toy, host, size), Wanted())
     assert labels(plan.stages) == toy.stages
 
 
@@ -46,7 +46,7 @@ def test_the_stages_of_every_toy_are_found(name, size):
 def test_what_is_found_can_be_tapped_and_read_as_a_map_of_the_planned_shape(name):
     toy = ZOO[name]
     host = toy.build()
-    plan = plan_call(host, call_of(toy, host), None)
+    plan = plan_call(host, call_of(toy, host), Wanted())
     taps = FeatureTaps(host, plan.stages)
     taps.begin()
     image, mask = batch()
@@ -60,7 +60,7 @@ def test_a_stage_is_kept_as_a_copy_only_where_it_is_overwritten():
     clones = {}
     for name in ("in_place", "batch_norm", "concatenated"):
         host = ZOO[name].build()
-        clones[name] = [stage.clone for stage in plan_call(host, call_of(ZOO[name], host), None).stages]
+        clones[name] = [stage.clone for stage in plan_call(host, call_of(ZOO[name], host), Wanted()).stages]
     assert clones == {"in_place": [True] * 3, "batch_norm": [False] * 3, "concatenated": [False] * 3}
 
 
@@ -69,7 +69,7 @@ def test_a_unet_of_a_package_gives_its_gold_stages(mode):
     host = smp.Unet("resnet18", encoder_weights=None, in_channels=4, classes=3)
     getattr(host, mode)()
     image, mask = batch(size=64)
-    plan = plan_call(host, HostCall((torch.cat([image * (1 - mask), mask], 1),)), None)
+    plan = plan_call(host, HostCall((torch.cat([image * (1 - mask), mask], 1),)), Wanted())
     assert labels(plan.stages) == tuple(f"encoder.{name}" for name in ("relu", "layer1", "layer2", "layer3", "layer4"))
     assert [stage.stride for stage in plan.stages] == [2, 4, 8, 16, 32]
     assert [stage.channels for stage in plan.stages] == [64, 64, 128, 256, 512]
@@ -78,7 +78,7 @@ def test_a_unet_of_a_package_gives_its_gold_stages(mode):
 def test_of_two_networks_the_one_that_runs_last_is_taken_and_the_other_shown():
     toy = ZOO["two_stage"]
     host = toy.build()
-    plan = plan_call(host, call_of(toy, host), None)
+    plan = plan_call(host, call_of(toy, host), Wanted())
     assert labels(plan.stages) == ("fine.enc0", "fine.enc1", "fine.enc2")
     assert len(plan.encoders) == 2
     assert "encoder 2 of 2" in plan.reason
@@ -118,7 +118,7 @@ class _Block(nn.Module):
 def test_the_inside_of_attention_is_no_level():
     host = Attentive()
     image, mask = batch()
-    stages = plan_call(host, HostCall((torch.cat([image, mask], 1),)), None).stages
+    stages = plan_call(host, HostCall((torch.cat([image, mask], 1),)), Wanted()).stages
     assert [stage.name for stage in stages] == ["enc0", "enc1", "attention"]
 
 
@@ -148,7 +148,7 @@ def test_any_chain_of_strided_convolutions_is_an_encoder(widths, kernel_and_firs
         layers.append(nn.Sequential(nn.Conv2d(inputs, width, kernel, stride, padding), activation()))
         inputs = width
     host = nn.Sequential(*layers, nn.Upsample(scale_factor=2 ** (len(widths) + first - 2)), nn.Conv2d(inputs, 3, 1))
-    stages = plan_call(host, HostCall((torch.zeros(2, 4, 64, 64),)), None).stages
+    stages = plan_call(host, HostCall((torch.zeros(2, 4, 64, 64),)), Wanted()).stages
     assert [stage.name.split(".")[0] for stage in stages] == [str(index) for index in range(len(widths))]
     assert [stage.stride for stage in stages] == [first * 2**index for index in range(len(widths))]
 

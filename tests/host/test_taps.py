@@ -15,6 +15,7 @@ from torch import nn
 from inpaint_distill.errors import CaptureError, PlanError
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.taps import FeatureTaps, MethodHook, StopForward
+from inpaint_distill.host.watch import Watch
 
 
 def kept(host, stages, *args):
@@ -164,11 +165,9 @@ def test_a_teachers_forward_ends_at_the_last_tap():
     calls = []
     for name, module in host.named_modules():
         module.register_forward_pre_hook(lambda module, args, name=name: calls.append(name))
-    taps = FeatureTaps(host, [Stage(name="enc1"), Stage(name="enc0")], stop=True)
-    taps.begin()
-    with pytest.raises(StopForward):
-        host(x())
-    assert len(taps.take()) == 2
+    watch = Watch(host, [Stage(name="enc1"), Stage(name="enc0")])
+    seen = watch.run(lambda: host(x()), (16, 16))
+    assert len(seen.features) == 2
     assert calls == ["", "enc0", "enc0.0", "enc0.1", "enc1", "enc1.0", "enc1.1"]
 
 
@@ -184,8 +183,8 @@ def test_a_host_that_catches_every_exception_does_not_swallow_the_stop():
             except Exception:
                 return None
 
-    taps = FeatureTaps(host := Careful(), [Stage(name="inner.enc0")], stop=True)
-    taps.begin()
+    watch = Watch(host := Careful(), [Stage(name="inner.enc0")])
+    watch.begin(stop=True)
     with pytest.raises(StopForward):
         host(x())
 

@@ -24,7 +24,7 @@ def exact_ratio(name):
     host, distiller = attached(toy, balance="none")
     image, mask = batch()
     own = reconstruct(toy, host, image, mask)
-    taps = distiller._taps
+    taps = distiller._watch._features
     watched = {index: feature for index, (feature, _) in taps._kept.items()}
     features = [watched[index] for index in range(len(taps.stages))]
     term = distiller.loss(image, mask)

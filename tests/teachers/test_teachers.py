@@ -15,7 +15,7 @@ from inpaint_distill import EMATeacher, FrozenTeacher, ModuleTeacher, OnlineTeac
 from inpaint_distill.errors import ConfigError, PlanError
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.replay import derive_recipe
-from inpaint_distill.plan import plan_call
+from inpaint_distill.plan import Wanted, plan_call
 
 TOY = ZOO["separate"]
 
@@ -33,7 +33,7 @@ class Setting:
     stages: tuple
 
     def features(self):
-        return self.teacher.features(self.call, self.image)
+        return self.teacher.views(self.call, self.image).features
 
 
 def meet(teacher, toy=TOY, image_and_mask=None, prepare=True):
@@ -47,7 +47,7 @@ def meet(teacher, toy=TOY, image_and_mask=None, prepare=True):
         toy.call(host, image, mask)
         host.load_state_dict(state)
     handle.remove()
-    plan = plan_call(host, seen[0], None)
+    plan = plan_call(host, seen[0], Wanted())
     teacher.bind(host)
     teacher.plan(plan.stages, plan.image_size)
     recipe = derive_recipe(host, seen[0], image, mask)
@@ -125,8 +125,7 @@ def test_a_fresh_average_sees_what_the_host_in_eval_mode_would_see_of_the_comple
     host.eval()
     distiller = inpaint_distill.attach(host)
     toy.call(host, image, torch.zeros_like(mask))
-    size = (32, 32)
-    expected = [s.as_map(f, size) for s, f in zip(distiller.plan.stages, distiller._taps.take(), strict=True)]
+    expected = distiller._watch.take((32, 32)).features
     for found, wanted in zip(setting.features(), expected, strict=True):
         torch.testing.assert_close(found, wanted.detach(), rtol=1e-4, atol=1e-4 if name == "bytes" else 1e-5)
 

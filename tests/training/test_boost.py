@@ -12,8 +12,10 @@ import yaml
 from PIL import Image
 
 from inpaint_distill.cli import main
-from inpaint_distill.config import from_dict
-from inpaint_distill.training.boost import _compare, _runs
+from inpaint_distill.config import Config, from_dict
+from inpaint_distill.training.ablation import Contrast
+from inpaint_distill.training.boost import _runs
+from inpaint_distill.training.result import compare
 from inpaint_distill.training.settings import BoostSettings
 from inpaint_distill.training.statistics import paired_interval
 
@@ -72,7 +74,7 @@ def test_the_result_holds_every_run_and_pairs_them(study):
     row = next(
         row
         for row in result["comparisons"]
-        if (row["comparison"], row["metric"], row["bin"]) == ("steps", "hole_psnr", "all")
+        if (row["split"], row["comparison"], row["metric"], row["bin"]) == ("test", "steps", "hole_psnr", "all")
     )
     assert row["differences"] == [scores["distilled", seed] - scores["bare", seed] for seed in (0, 1)]
     interval = paired_interval([scores["bare", s] for s in (0, 1)], [scores["distilled", s] for s in (0, 1)])
@@ -141,9 +143,13 @@ def test_ctrl_c_leaves_a_study_that_can_be_resumed(tmp_path):
     assert list(runs.glob("*.checkpoint"))
 
 
-@pytest.mark.parametrize(("fade", "longer"), [(None, 140), ((0.5, 1.0), 140), ((0.0, 0.25), 110)])
-def test_the_runs_come_pair_by_pair_and_the_longer_one_takes_the_same_time(fade, longer):
-    runs = _runs(BoostSettings(steps=100, seeds=(4, 7), fade=fade), lr=2e-3, ratio=1.4)
+@pytest.mark.parametrize(
+    ("fade", "completion", "longer"),
+    [(None, False, 140), ((0.5, 1.0), False, 140), ((0.0, 0.25), False, 110), ((0.0, 0.25), True, 140)],
+)
+def test_the_runs_come_pair_by_pair_and_the_longer_one_takes_the_same_time(fade, completion, longer):
+    settings = BoostSettings(steps=100, seeds=(4, 7), fade=fade, distillation=Config(completion=completion))
+    runs = _runs(settings, lr=2e-3, ratio=1.4)
     assert [(run.arm, run.seed, run.steps) for run in runs[:3]] == [
         ("bare", 4, 100),
         ("distilled", 4, 100),
@@ -157,5 +163,6 @@ def test_a_seed_without_its_partner_is_left_out():
         names = ("hole_psnr", "psnr", "ssim", "l1")
         return {"arm": arm, "seed": seed, "scores": {name: {"all": value} for name in names}}
 
-    rows = _compare("steps", "bare", [run("bare", 0, 1.0), run("distilled", 0, 2.0), run("distilled", 1, 9.0)])
+    runs = [run("bare", 0, 1.0), run("distilled", 0, 2.0), run("distilled", 1, 9.0)]
+    rows = compare(runs, Contrast("steps", "bare", "distilled"), "test")
     assert [(row["pairs"], row["mean"]) for row in rows] == [(1, 1.0)] * 4

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from inpaint_distill.config import Config, TermConfig
+from inpaint_distill.config import Config, LookaheadConfig, TermConfig
 from inpaint_distill.training.data import Batches, EvalSet, load_data
 from inpaint_distill.training.loop import Trainer, evaluate, mean_fill, reconstruction_loss, restore
 from inpaint_distill.training.settings import BoostSettings, Run
@@ -20,7 +20,7 @@ SETTINGS = BoostSettings(
     train_images=20,
     eval_images=8,
     fade=None,
-    distillation=Config(warmup=0, balance_every=2),
+    distillation=Config(warmup=0, balance_every=2, lookahead=LookaheadConfig(every=2)),
 )
 
 
@@ -66,7 +66,7 @@ def test_distillation_changes_the_weights_and_weight_zero_does_not(data):
     assert any(not torch.equal(value, trained["on"][name]) for name, value in trained["bare"].items())
 
 
-@pytest.mark.parametrize("arm", ["bare", "distilled"])
+@pytest.mark.parametrize("arm", ["bare", "distilled", "completion", "unroll", "all"])
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(data, arm, tmp_path):
     whole = Trainer(run_of(arm), SETTINGS, data)
     expected = whole.train(tmp_path, lambda step: True)
@@ -79,6 +79,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(data, arm, tmp_path):
     result = resumed.train(stopped, lambda step: True)
     assert_equal(weights(whole), weights(resumed))
     assert result["scores"] == expected["scores"]
+    assert result["val_scores"] == expected["val_scores"]
     assert [point["step"] for point in result["curve"]] == [2, 4, 6]
 
 
@@ -86,6 +87,17 @@ def test_a_run_that_ended_between_two_points_is_still_scored_at_its_end(data, tm
     settings = dataclasses.replace(SETTINGS, evaluations=4)
     result = Trainer(run_of("bare", steps=5), settings, data).train(tmp_path, lambda step: True)
     assert result["curve"][-1]["step"] == 5
+
+
+def test_channel_weights_are_kept_at_every_point_of_the_curve_and_over_a_stop(data, tmp_path, monkeypatch):
+    given = {"rho/encoder.0": torch.tensor([1 / 3, 2 / 3])}
+    monkeypatch.setattr("inpaint_distill.distiller.Distiller.channel_weights", given)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(run_of("distilled"), SETTINGS, data).train(tmp_path, lambda step: step < 3)
+    result = Trainer(run_of("distilled"), SETTINGS, data).train(tmp_path, lambda step: True)
+    expected = {"rho/encoder.0": [0.333333, 0.666667]}
+    assert result["channel_weights"] == [{"step": step, "weights": expected} for step in (2, 4, 6)]
+    assert Trainer(run_of("bare"), SETTINGS, data).train(tmp_path, lambda step: True)["channel_weights"] == []
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 25])
@@ -160,8 +172,9 @@ def test_a_step_is_timed_side_by_side(data):
     from inpaint_distill.training.cost import step_cost
 
     threads = torch.get_num_threads()
-    cost = step_cost(SETTINGS, data, 1e-3, pairs=3)
+    cost = step_cost(SETTINGS, data, 1e-3, rounds=3)
     assert torch.get_num_threads() == threads
-    assert cost["bare_step_seconds"] > 0
-    assert cost["ratio"] > 0
-    assert cost["pairs"] == 3
+    assert set(cost["step_seconds"]) == {"bare", "distilled"}
+    assert min(cost["step_seconds"].values()) > 0
+    assert cost["ratio"]["bare"] == 1.0
+    assert cost["rounds"] == 3

@@ -16,8 +16,10 @@ from inpaint_distill.errors import StateError
 from inpaint_distill.training.figures import curves, differences, panels
 from inpaint_distill.training.masks import BIN_NAMES, free_form
 from inpaint_distill.training.metrics import METRICS, score
-from inpaint_distill.training.report import headlines, markdown_table, print_table, write_report
+from inpaint_distill.training.report import write_report
+from inpaint_distill.training.result import upgrade
 from inpaint_distill.training.statistics import paired_interval
+from inpaint_distill.training.tables import headlines, markdown_overview, markdown_table, print_table
 
 BINS = ("all", *BIN_NAMES)
 
@@ -37,7 +39,8 @@ def run(arm, seed, value):
 def comparison(kind, baseline, metric, name, before, after):
     interval = paired_interval(before, after)
     return {
-        **{"comparison": kind, "baseline": baseline, "arm": "distilled", "metric": metric, "bin": name},
+        **{"split": "test", "comparison": kind, "baseline": baseline, "arm": "distilled"},
+        **{"metric": metric, "bin": name},
         **{"baseline_mean": sum(before) / len(before), "arm_mean": sum(after) / len(after), "mean": interval.mean},
         "low": interval.low if math.isfinite(interval.low) else None,
         "high": interval.high if math.isfinite(interval.high) else None,
@@ -56,7 +59,7 @@ def make_result(steps=(0.30, 0.35, 0.25), time=(-0.1, 0.1, 0.05)):
     ]
     seeds = list(range(len(steps)))
     return {
-        "schema": 1,
+        "schema": 2,
         "created": "2030-01-01T00:00:00Z",
         "command": "inpaint-distill boost --steps 30",
         "versions": {"inpaint_distill": "0.1.0", "torch": "2.5.0"},
@@ -74,10 +77,14 @@ def make_result(steps=(0.30, 0.35, 0.25), time=(-0.1, 0.1, 0.05)):
             {"lr": 0.001, "val_hole_psnr": 16.5, "steps": 10, "stuck": False, "chosen": True},
             {"lr": 0.1, "val_hole_psnr": math.nan, "steps": 10, "stuck": True, "chosen": False},
         ],
-        "cost": {"bare_step_seconds": 0.1, "distilled_step_seconds": 0.13, "ratio": 1.3, "pairs": 20},
+        "cost": {
+            "step_seconds": {"bare": 0.1, "distilled": 0.13},
+            "ratio": {"bare": 1.0, "distilled": 1.3},
+            "rounds": 20,
+        },
         "runs": [run(arm, seed, 17.0) for arm in ("bare", "distilled", "bare_equal_time") for seed in seeds],
         "comparisons": rows,
-        "verdict": {"steps": "gain", "time": "not shown"},
+        "verdict": [],
         "warnings": ["bare, seed 1: the loss did not fall"],
     }
 
@@ -154,7 +161,7 @@ def test_every_comparison_row_is_in_a_table(tmp_path, figures):
     result = make_result()
     page = read_page(result, figures, tmp_path)
     text = "".join(page.text)
-    assert len(re.findall(r"\+0\.30(00)? \[", text)) == len(METRICS) * len(BINS)
+    assert len(re.findall(r"\+0\.30(00)? \[", text)) == len(METRICS) * (len(BINS) + 1)
 
 
 def hostile(value):
@@ -180,23 +187,46 @@ def test_a_study_of_one_seed_and_one_comparison_is_reported(tmp_path, figures):
     result["warnings"], result["data"]["skipped"] = [], []
     text = "".join(read_page(result, figures, tmp_path).text)
     assert "One pair of runs differs by +0.30 dB in hole PSNR at equal steps" in text
-    assert "At equal wall-clock" not in text
+    assert "host, equal wall-clock" not in text
     assert "Warnings" not in text
     assert "Files left out" not in text
     assert "nan" not in markdown_table(result)
 
 
 def test_another_schema_is_an_error(tmp_path, figures):
-    with pytest.raises(StateError, match="schema 2, this version reads 1"):
-        write_report(make_result() | {"schema": 2}, figures, tmp_path)
+    with pytest.raises(StateError, match="schema 3, this version reads 1 and 2"):
+        write_report(make_result() | {"schema": 3}, figures, tmp_path)
+
+
+def test_a_result_of_the_first_schema_is_read_as_one_of_today():
+    new = make_result()
+    rows = [{key: value for key, value in row.items() if key != "split"} for row in new["comparisons"]]
+    cost = {"bare_step_seconds": 0.1, "distilled_step_seconds": 0.13, "ratio": 1.3, "pairs": 20}
+    old = new | {"schema": 1, "comparisons": rows, "cost": cost, "verdict": {"steps": "gain", "time": "not shown"}}
+    read = upgrade(old)
+    assert read | {"verdict": []} == new
+    assert [(each["comparison"], each["verdict"]) for each in read["verdict"]] == [
+        ("steps", "gain"),
+        ("time", "not shown"),
+    ]
+    assert upgrade(read) == read
+
+
+def test_the_overview_has_the_cost_and_both_splits():
+    result = make_result()
+    result["comparisons"] += [row | {"split": "val"} for row in result["comparisons"]]
+    lines = markdown_overview(result).splitlines()
+    assert [line for line in lines if line.startswith("On")] == ["On the test images:", "On the validation images:"]
+    assert len([line for line in lines if line.startswith("| host + distillation | host |")]) == 2
+    assert all("1.30x" in line for line in lines if line.startswith("| host + distillation"))
 
 
 def test_less_l1_is_a_gain(tmp_path, figures):
     result = make_result(steps=(-0.30, -0.35, -0.25))
     page = read_page(result, figures, tmp_path)
     classes = [attributes.get("class") for tag, attributes in page.tags if tag == "td"]
-    assert classes.count("gain") == len(BINS)
-    assert classes.count("loss") == 3 * len(BINS)
+    assert classes.count("gain") == len(BINS) + 1
+    assert classes.count("loss") == 3 * (len(BINS) + 1)
     assert [outcome for outcome, _ in headlines(result)] == ["loss", "not shown"]
 
 

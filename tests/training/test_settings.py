@@ -10,7 +10,16 @@ from inpaint_distill.errors import ConfigError
 from inpaint_distill.training.settings import BoostSettings, Run
 
 CHANGED = BoostSettings(
-    host="unet", host_options={"width": 8}, data="photos", seeds=(3, 5), lrs=(1e-3,), fade=None, tune_steps=7, jobs=1
+    host="unet",
+    host_options={"width": 8},
+    data="photos",
+    seeds=(3, 5),
+    lrs=(1e-3,),
+    fade=None,
+    tune_steps=7,
+    jobs=1,
+    score_test=False,
+    variants=("cross", "all"),
 )
 
 
@@ -44,9 +53,14 @@ def test_a_wrong_setting_is_named(values, name):
 
 def test_the_fade_is_laid_over_the_steps_of_the_run():
     settings = BoostSettings(fade=(0.5, 1.0))
-    assert settings.distillation_for(200).decay == (100, 200)
-    assert settings.distillation_for(1).decay == (0, 1)
-    assert BoostSettings(fade=None).distillation_for(200).decay is None
+    assert settings.distillation_for("distilled", 200).decay == (100, 200)
+    assert settings.distillation_for("cross", 1).decay == (0, 1)
+    assert BoostSettings(fade=None).distillation_for("distilled", 200).decay is None
+
+
+def test_the_bare_host_has_no_distillation():
+    assert BoostSettings().distillation_for("bare", 200) is None
+    assert BoostSettings().distillation_for("bare_equal_time", 200) is None
 
 
 def test_the_learning_rate_is_not_chosen_on_a_seed_of_the_study():

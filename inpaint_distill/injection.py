@@ -1,0 +1,273 @@
+"""The modules that change the host and stay in it: completion blocks, and attention where there was none."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from inpaint_distill.errors import PlanError
+from inpaint_distill.host.attention import AttentionSite
+from inpaint_distill.host.call import HostCall
+from inpaint_distill.host.hole import HoleSource
+from inpaint_distill.host.stage import Stage
+from inpaint_distill.host.tree import rebuild, select
+from inpaint_distill.networks.completion import CompletionBlock
+from inpaint_distill.networks.fusion import GlobalLocalAttention
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from inpaint_distill.config import Config
+    from inpaint_distill.plan import Plan
+
+__all__ = ["NAME", "Injected", "adopt", "completion_stages", "disown", "inject", "injected"]
+
+NAME = "inpaint_distill"
+"""Name of the sub-module that holds them in the host."""
+
+
+class Injected(nn.Module):
+    """What is injected into one host: registered on its root, run by hooks that rewrite the outputs of its stages.
+
+    It moves with the host, is in its ``state_dict``, and is copied and pickled with it, hooks included. Everything in it
+    starts as the identity.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        self.stages: list[Stage] = []
+        self.source: HoleSource | None = None
+        self._hole: Tensor | None = None
+        self._image_size = (0, 0)
+        self._calls: dict[int, int] = {}
+
+    def install(self, host: nn.Module) -> None:
+        """Register this on a host that has none yet.
+
+        Raises:
+            PlanError: The host already has a sub-module of this name, or runs its children one by one.
+        """
+        if hasattr(host, NAME):
+            found = f"a {type(getattr(host, NAME)).__name__} of that name"
+            raise PlanError(f"to inject a sub-module {NAME!r}", found, "detach the first distiller, or rename it")
+        if isinstance(host, nn.parallel.DistributedDataParallel):
+            found = "DistributedDataParallel, which has already listed the parameters that it synchronises"
+            raise PlanError("to inject a sub-module into the host", found, "attach before wrapping, with image and mask")
+        if isinstance(host, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            raise PlanError(
+                "to inject a sub-module into the host",
+                f"a {type(host).__name__}, which would run it as one more layer",
+                "put the host into a module whose forward calls it",
+            )
+        host.add_module(NAME, self)
+        host.register_forward_pre_hook(_Begin(self), prepend=True, with_kwargs=True)
+        host.register_forward_hook(_End(self), always_call=True)
+
+    def add(self, host: nn.Module, block: nn.Module, stage: Stage) -> None:
+        """Let a block rewrite a stage's output, before any other hook sees it."""
+        module = host.get_submodule(stage.name)
+        parameter = next(module.parameters(), next(host.parameters(), None))
+        if parameter is not None:
+            block.to(parameter.device)
+        self.blocks.append(block)
+        self.stages.append(stage)
+        module.register_forward_hook(_Rewrite(self, len(self.blocks) - 1), prepend=True)
+
+    def remove(self, host: nn.Module) -> None:
+        """Take everything off the host."""
+        for module in host.modules():
+            # By the hooks themselves: handles that were kept would not be those of a copy of the host.
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook) and hook.own is self]:
+                    del hooks[key]
+                    for options in (module._forward_pre_hooks_with_kwargs, module._forward_hooks_always_called):
+                        options.pop(key, None)
+        if getattr(host, NAME, None) is self:
+            delattr(host, NAME)
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Read the size of the image, and the hole, of a call."""
+        self._calls = {}
+        self._image_size = HostCall(args, kwargs).image_size() or (0, 0)
+        self._hole = self.source.read(args, kwargs) if self.source is not None else None
+
+    def end(self) -> None:
+        """Forget the hole."""
+        self._hole = None
+
+    def rewrite(self, index: int, output: Any) -> Any:
+        """Return a module's output with a stage's feature rewritten; what travels with it (a mask) stays as it is."""
+        stage = self.stages[index]
+        call = self._calls.get(index, 0)
+        self._calls[index] = call + 1
+        block = self.blocks[index]
+        completes = isinstance(block, CompletionBlock)
+        if call != stage.call or (completes and self._hole is None):
+            return output
+        feature = stage.as_map(select(output, stage.select), self._image_size)
+        changed = stage.as_output(block(feature, self._hole) if completes else block(feature))
+        return rebuild(output, lambda path, tensor: changed if path == stage.select else tensor)
+
+    def describe(self) -> list[str]:
+        """Say in one line each what is injected."""
+        names = {CompletionBlock: "completion block", GlobalLocalAttention: "attention with global-local fusion"}
+        return [
+            f"{names[type(block)]} after {stage.label}: {sum(p.numel() for p in block.parameters()):,} parameters"
+            for block, stage in zip(self.blocks, self.stages, strict=True)
+        ]
+
+    def to_spec(self) -> dict[str, Any]:
+        """Return what is needed to build the same again, as JSON values."""
+        kinds = {CompletionBlock: "completion", GlobalLocalAttention: "fusion"}
+        return {
+            "source": dataclasses.asdict(self.source) if self.source else None,
+            "blocks": [
+                {"kind": kinds[type(block)], "stage": dataclasses.asdict(stage)}
+                for block, stage in zip(self.blocks, self.stages, strict=True)
+            ],
+        }
+
+    @staticmethod
+    def from_spec(host: nn.Module, spec: dict[str, Any]) -> Injected:
+        """Build and install on a host what :meth:`to_spec` described."""
+        own = Injected()
+        own.install(host)
+        if spec["source"] is not None:
+            own.source = HoleSource(**{**spec["source"], "path": tuple(spec["source"]["path"])})
+        kinds = {"completion": CompletionBlock, "fusion": GlobalLocalAttention}
+        for each in spec["blocks"]:
+            values = {**each["stage"], "select": tuple(each["stage"]["select"]), "size": tuple(each["stage"]["size"])}
+            stage = Stage(**values)
+            own.add(host, kinds[each["kind"]](stage.channels), stage)
+        return own
+
+
+class _Hook:
+    """A hook that stays in the host; unlike a tap, it is copied and pickled with it."""
+
+    def __init__(self, own: Injected) -> None:
+        self.own = own
+
+
+class _Begin(_Hook):
+    """Root pre-hook that reads the hole."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.own.begin(args, kwargs)
+
+
+class _End(_Hook):
+    """Root hook that forgets it."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.own.end()
+
+
+class _Rewrite(_Hook):
+    """Hook of one stage's module."""
+
+    def __init__(self, own: Injected, index: int) -> None:
+        super().__init__(own)
+        self.index = index
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return self.own.rewrite(self.index, output)
+
+
+def injected(host: nn.Module) -> Injected | None:
+    """Return what has been injected into a host."""
+    own = getattr(host, NAME, None)
+    return own if isinstance(own, Injected) else None
+
+
+def inject(host: nn.Module, plan: Plan, config: Config) -> tuple[Injected | None, tuple[AttentionSite, ...]]:
+    """Inject what a configuration asks for; a host that has been injected before keeps what it has.
+
+    Args:
+        host: The model; its outputs do not change.
+        plan: Its stages and attention.
+        config: ``completion`` and ``fusion``.
+
+    Returns:
+        What is in the host (``None`` where nothing was asked for), and the attention to tap, with the injected one.
+
+    Raises:
+        ConfigError: A block does not fit its stage.
+        PlanError: The host cannot hold sub-modules.
+    """
+    if not (config.completion or config.fusion):
+        return None, plan.attention
+    own = injected(host)
+    if own is None:
+        completed = completion_stages(plan.stages, config, plan.image_size) if config.completion else []
+        own = Injected()
+        own.install(host)
+        for stage in completed:
+            own.add(host, CompletionBlock(stage.channels), stage)
+        if config.fusion:
+            own.add(host, GlobalLocalAttention(plan.stages[-1].channels), plan.stages[-1])
+    site = _attention_site(own) if config.attention.weight else None
+    return own, (*plan.attention, site) if site else plan.attention
+
+
+def completion_stages(stages: Sequence[Stage], config: Config, image_size: tuple[int, int]) -> list[Stage]:
+    """Choose the stages that get a completion block.
+
+    Raises:
+        ConfigError: A chosen stage is a single pixel.
+        PlanError: A level that does not exist was asked for, or nothing is left.
+    """
+    levels = config.completion_levels
+    if levels is None:
+        levels = tuple(level for level, stage in enumerate(stages) if stage.stride > 1)
+    for level in levels:
+        if not 0 <= level < len(stages):
+            raise PlanError(
+                f"a completion block at level {level}",
+                f"{len(stages)} stages",
+                f"use levels from 0 to {len(stages) - 1} in completion_levels",
+            )
+        size = tuple(max(1, round(side / stages[level].stride)) for side in image_size)
+        CompletionBlock.check_size((size[0], size[1]))
+    if not levels:
+        raise PlanError("completion blocks", "no stage below image resolution", "name some: completion_levels=(0,)")
+    return [stages[level] for level in levels]
+
+
+def _attention_site(own: Injected) -> AttentionSite | None:
+    """Return the attention that was injected, as a site to tap."""
+    for index, (block, stage) in enumerate(zip(own.blocks, own.stages, strict=True)):
+        if isinstance(block, GlobalLocalAttention):
+            tokens = stage.size[0] * stage.size[1]
+            name = f"{NAME}.blocks.{index}"
+            return AttentionSite(
+                name=name, kind="sdpa", heads=block.heads, queries=tokens, keys=tokens, channels=stage.channels
+            )
+    return None
+
+
+def adopt(optimizer: torch.optim.Optimizer, host: nn.Module, own: Injected) -> None:
+    """Let the user's optimizer train what was injected, in the group that trains the stage it follows.
+
+    No group is added: schedulers count them.
+    """
+    groups = optimizer.param_groups
+    for block, stage in zip(own.blocks, own.stages, strict=True):
+        beside = {id(parameter) for parameter in host.get_submodule(stage.name).parameters()}
+        chosen = next((g for g in groups if any(id(p) in beside for p in g["params"])), groups[0])
+        present = {id(parameter) for group in groups for parameter in group["params"]}
+        chosen["params"].extend(p for p in block.parameters() if id(p) not in present)
+
+
+def disown(optimizer: torch.optim.Optimizer, own: Injected) -> None:
+    """Take the injected parameters, and their moments, out of the user's optimizer."""
+    gone = {id(parameter) for parameter in own.parameters()}
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
+    for parameter in own.parameters():
+        optimizer.state.pop(parameter, None)

@@ -1,0 +1,165 @@
+"""The two losses of a look-ahead on somebody's host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from inpaint_distill.host.guard import untouched
+from inpaint_distill.host.outputs import restored_images
+from inpaint_distill.host.watch import Views, Watch
+from inpaint_distill.networks.meta import meta_parameters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from inpaint_distill.host.attention import AttentionSite
+    from inpaint_distill.host.call import HostCall
+    from inpaint_distill.host.replay import Recipe
+    from inpaint_distill.host.stage import Stage
+    from inpaint_distill.lookahead.problem import Parameters
+    from inpaint_distill.losses.term import Term
+
+__all__ = ["Batch", "HostProblem", "InpaintingLoss", "hole_weighted_l1"]
+
+InpaintingLoss: TypeAlias = "Callable[[Any, Tensor, Tensor], Tensor]"
+"""``loss(output, image, mask)``: the host's output, and the complete image and the mask as given to ``loss()``."""
+
+_HOLE_WEIGHT = 6.0  # of a hole pixel against a known one, as in the partial convolution paper
+_FIX = "give attach(inpainting_loss=...) a function of the host's output, the image and the mask"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's batch, kept for a look-ahead: copies, so that a loader may fill its buffers again."""
+
+    call: HostCall
+    image: Tensor
+    mask: Tensor
+
+    @staticmethod
+    def copy(call: HostCall, image: Tensor, mask: Tensor) -> Batch:
+        """Copy what a host was called with."""
+        kept = call.rebuild(lambda _, tensor: tensor.detach().clone())
+        return Batch(kept, image.detach().clone(), mask.detach().clone())
+
+
+def hole_weighted_l1(output: Any, target: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean absolute error of all restored images, a hole pixel weighing 6 times a known one (ours).
+
+    Args:
+        output: Whatever the host returned.
+        target: Complete image in the host's own range, (B, 3, H, W).
+        mask: (B or 1, 1, H, W), 1 in the hole.
+
+    Raises:
+        ReplayError: No restored image is found in the output.
+    """
+    weight = 1 + (_HOLE_WEIGHT - 1) * mask.float()
+    weight = weight.expand(target.shape[0], target.shape[1], -1, -1)
+    errors = [(image.float() - target.float()).abs() for image in restored_images(output, target, _FIX)]
+    return torch.stack([(weight * error).sum() / weight.sum() for error in errors]).mean()
+
+
+class _Call(nn.Module):
+    """A host as a module whose forward takes a :class:`HostCall`, for ``functional_call``."""
+
+    def __init__(self, host: nn.Module) -> None:
+        super().__init__()
+        self.host = host
+
+    def forward(self, call: HostCall) -> Any:
+        return call.run(self.host)
+
+
+class HostProblem:
+    """The distillation loss on batch A and the inpainting loss on batch B; see :class:`Problem`.
+
+    Every forward begins from the same buffers and random state and leaves both, and the weights, as they were.
+
+    Args:
+        host: The model; its forward hooks (taps, completion blocks) run.
+        stages: Its tapped stages.
+        sites: Its tapped attention.
+        terms: The distillation terms, by name.
+        factors: What each is multiplied with.
+        first: Batch A.
+        teacher: The teacher's views of it.
+        second: Batch B.
+        recipe: How the complete image follows from the host's call.
+        inpainting_loss: The host's own loss; :func:`hole_weighted_l1` by default.
+    """
+
+    def __init__(
+        self,
+        host: nn.Module,
+        stages: Sequence[Stage],
+        sites: Sequence[AttentionSite],
+        terms: Mapping[str, Term],
+        factors: Mapping[str, Tensor | float],
+        first: Batch,
+        teacher: Views,
+        second: Batch,
+        recipe: Recipe,
+        inpainting_loss: InpaintingLoss | None = None,
+    ) -> None:
+        self.host = host
+        self.stages = stages
+        self.sites = sites
+        self.terms = terms
+        self.factors = factors
+        self.first = first
+        self.teacher = teacher
+        self.second = second
+        self.recipe = recipe
+        self.inpainting_loss = inpainting_loss
+        self._runner = _Call(host)
+
+    def theta(self) -> Parameters:
+        """Return what the distillation loss trains: the host's parameters, and those of the terms' own networks."""
+        found = {f"host.{name}": each for name, each in self.host.named_parameters() if each.requires_grad}
+        for name, term in self.terms.items():
+            found |= {f"terms.{name}.{key}": each for key, each in term.named_parameters() if each.requires_grad}
+        return found
+
+    def meta(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of the meta-networks."""
+        return {f"{name}.{key}": each for name, term in self.terms.items() for key, each in meta_parameters(term)}
+
+    def distillation(
+        self, theta: Parameters, meta: Parameters, anchor: Views | None = None
+    ) -> tuple[Tensor, Views]:
+        """Compute the weighted terms on batch A, from a forward that ends at the last tap."""
+        image, mask = self.first.image, self.first.mask
+        watch = Watch(self.host, self.stages, self.sites)
+        try:
+            seen = watch.run(lambda: self._forward(theta, self.first.call), (image.shape[2], image.shape[3]))
+        finally:
+            watch.remove()
+        seen.features = [feature.float() for feature in seen.features]
+        hole = mask.float().expand(image.shape[0], -1, -1, -1)
+        parts = []
+        for name, term in self.terms.items():
+            own = {key[len(f"terms.{name}.") :]: each for key, each in theta.items() if key.startswith(f"terms.{name}.")}
+            own |= {key[len(name) + 1 :]: each for key, each in meta.items() if key.startswith(f"{name}.")}
+            views = [getattr(each, term.looks_at) for each in (seen, self.teacher, anchor or seen)]
+            value = functional_call(term, own, (views[0], views[1], hole, views[2]))  # type: ignore[arg-type]
+            parts.append(self.factors[name] * value)
+        return torch.stack(parts).sum(), anchor or seen.detached()
+
+    def inpainting(self, theta: Parameters) -> Tensor:
+        """Compute the inpainting loss on batch B."""
+        batch = self.second
+        output = self._forward(theta, batch.call)
+        if self.inpainting_loss is not None:
+            return self.inpainting_loss(output, batch.image, batch.mask)
+        return hole_weighted_l1(output, self.recipe.target(batch.call, batch.image), batch.mask)
+
+    def _forward(self, theta: Parameters, call: HostCall) -> Any:
+        own = {key: each for key, each in theta.items() if key.startswith("host.")}
+        with untouched(self.host):
+            return functional_call(self._runner, own, (call,))

@@ -1,0 +1,92 @@
+"""The completion block: rewrites the hole of a feature, and nothing else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inpaint_distill.errors import ConfigError
+from inpaint_distill.networks.deformable import adaptive_convolution
+
+__all__ = ["CompletionBlock"]
+
+
+class CompletionBlock(nn.Module):
+    """Complete the hole of a feature from the pixels around it (DGI, completion block).
+
+    ::
+
+        x    = x' * (1 - M) + F(x') * M
+        F(x') = x' + B(x')                                                  (the residual is ours)
+        B(x')_j = sum_k V_{j,k} * W_k * x'_{j + k + D_{j,k}}      V = f_ker(x'),  D = f_off(x')
+
+    ``f_ker`` and ``f_off`` are 3x3 convolutions (the size is ours). ``W`` and ``D`` start at zero and ``V`` at one, so
+    the block starts as the identity, bit for bit, and ``W`` learns from the first step. A pixel where ``M`` is 0 never
+    changes, whatever the branch holds.
+
+    Args:
+        channels: Channels of the feature.
+        kernel_size: K, odd.
+
+    Raises:
+        ConfigError: Fewer than one channel, or a kernel size that is not odd and positive.
+
+    >>> block = CompletionBlock(8)
+    >>> feature, hole = torch.randn(2, 8, 16, 16), torch.ones(2, 1, 64, 64)
+    >>> torch.equal(block(feature, hole), feature)
+    True
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ConfigError("a completion block", f"channels={channels}", "give the feature's channels, 1 or more")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ConfigError("a completion block", f"kernel_size={kernel_size}", "use an odd size such as 3")
+        points = kernel_size * kernel_size
+        self.weight = nn.Parameter(torch.zeros(channels, channels, kernel_size, kernel_size))
+        self.kernel = nn.Conv2d(channels, points, 3, padding=1)
+        self.offset = nn.Conv2d(channels, 2 * points, 3, padding=1)
+        for parameter in (*self.kernel.parameters(), *self.offset.parameters()):
+            nn.init.zeros_(parameter)
+
+    @staticmethod
+    def check_size(size: tuple[int, int]) -> None:
+        """Raise where a feature of this height and width has no pixel to complete another from.
+
+        Raises:
+            ConfigError: The feature is a single pixel.
+        """
+        if tuple(size) == (1, 1):
+            raise ConfigError(
+                "a completion block on a feature of 1x1",
+                "no neighbour from which its offsets could fetch anything",
+                "leave this stage out of `completion`, or train with larger images",
+            )
+
+    def forward(self, feature: Tensor, hole: Tensor) -> Tensor:
+        """Rewrite the hole.
+
+        Args:
+            feature: ``x'``, (B, C, H, W).
+            hole: (B, 1, h, w) of any resolution, 1 in the hole. Its area average over each pixel is ``M``.
+
+        Returns:
+            ``x``, in the shape, dtype and memory format of ``feature``.
+
+        Raises:
+            ConfigError: The feature is a single pixel.
+        """
+        height, width = feature.shape[2:]
+        self.check_size((height, width))
+        share = F.adaptive_avg_pool2d(hole.float(), (height, width))
+        with torch.autocast(feature.device.type, enabled=False):
+            entering = feature.to(self.weight.dtype)
+            # A kernel linear in x' would make the branch grow with its square; the sigmoid of DCNv2 bounds it. Doubled,
+            # it starts at 1: the block starts as a plain convolution, whose weight has its full gradient (ours).
+            kernel = 2 * self.kernel(entering).sigmoid()
+            wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
+            completed = wide + share * adaptive_convolution(wide, self.weight, self.offset(entering), kernel)
+        # Not by `share` alone: 0 times an overflow is NaN.
+        return torch.where(share > 0, completed.to(feature.dtype), feature)

@@ -1,0 +1,81 @@
+"""The adaptive convolution of the completion block: a kernel and offsets per pixel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inpaint_distill.double_backward import needs_double_backward
+
+__all__ = ["adaptive_convolution"]
+
+
+def adaptive_convolution(feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor) -> Tensor:
+    """Compute ``F(x)_j = sum_k V_{j,k} * W_k * x_{j + k + D_{j,k}}`` (DGI, completion block).
+
+    Samples bilinearly, with zeros outside the feature; stride 1, dilation 1, same size out. This is a modulated
+    deformable convolution. On CUDA it is torchvision's, which keeps nothing for the backward but its inputs, and has no
+    second derivative. Elsewhere, and within :func:`~inpaint_distill.double_backward.double_backward`, the same sum is
+    written in plain operations. Value and first derivative are the same, also where a sample falls on a pixel and the
+    slope jumps: both take the side of the larger coordinate.
+
+    Args:
+        feature: ``x``, (B, C, H, W).
+        weight: ``W``, (O, C, K, K), K odd.
+        offset: ``D`` in pixels, (B, 2*K*K, H, W): down and right of the first kernel point, then of the second, in
+            row-major order of the points (torchvision's order).
+        kernel: ``V``, (B, K*K, H, W).
+
+    Returns:
+        (B, O, H, W), computed in float32 at least and returned in the feature's dtype.
+
+    >>> image = torch.arange(12.0).view(1, 1, 3, 4)
+    >>> right = torch.tensor([0.0, 0.5]).view(1, 2, 1, 1).expand(1, 2, 3, 4)
+    >>> adaptive_convolution(image, torch.ones(1, 1, 1, 1), right, torch.ones(1, 1, 3, 4))[0, 0, 0]
+    tensor([0.5000, 1.5000, 2.5000, 1.5000])
+    """
+    dtype = torch.promote_types(feature.dtype, torch.float32)
+    # On a CPU torchvision's backward takes several times as long as the plain operations'.
+    compute = _fused if feature.is_cuda and not needs_double_backward() else _gathered
+    with torch.autocast(feature.device.type, enabled=False):
+        out = compute(feature.to(dtype), weight.to(dtype), offset.to(dtype), kernel.to(dtype))
+    return out.to(feature.dtype)
+
+
+def _fused(feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor) -> Tensor:
+    from torchvision.ops import deform_conv2d  # type: ignore[import-untyped]
+
+    out: Tensor = deform_conv2d(feature, offset, weight, padding=weight.shape[-1] // 2, mask=kernel)
+    return out
+
+
+def _gathered(feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor) -> Tensor:
+    batch, channels, height, width = feature.shape
+    size = weight.shape[-1]
+    # Pixels as rows: one index then moves C neighbouring numbers, and the derivative of index_select is index_add.
+    pixels = feature.permute(0, 2, 3, 1).reshape(-1, channels)
+    first = torch.arange(batch, device=feature.device).view(-1, 1, 1) * (height * width)
+    row = torch.arange(height, device=feature.device).view(-1, 1) - size // 2
+    column = torch.arange(width, device=feature.device) - size // 2
+    out = pixels.new_zeros(len(pixels), len(weight))
+    for k in range(size * size):  # a point at a time: no (B, C, K*K, H, W) tensor
+        sample = torch.zeros_like(pixels)
+        for y, share_y in _neighbours(offset[:, 2 * k] + (row + k // size), height):
+            for x, share_x in _neighbours(offset[:, 2 * k + 1] + (column + k % size), width):
+                share = kernel[:, k] * share_y * share_x
+                sample = sample + share.reshape(-1, 1) * pixels.index_select(0, (first + y * width + x).flatten())
+        out = out + F.linear(sample, weight[:, :, k // size, k % size])
+    return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _neighbours(position: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
+    """Return, for the pixels before and after a position, their index and their share; 0 for a pixel outside."""
+    before = position.detach().floor()
+    share = position - before
+    found = []
+    for index, part in ((before, 1 - share), (before + 1, share)):
+        inside = (index >= 0) & (index < length)
+        # Clamped as an integer: a NaN or huge offset must not become an index.
+        found.append((index.long().clamp(0, length - 1), part * inside))
+    return found

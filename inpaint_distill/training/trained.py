@@ -1,0 +1,215 @@
+"""The hosts of a finished study, built again with their trained weights, and what they show of an image."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from inpaint_distill.adapters import get
+from inpaint_distill.attach import attach
+from inpaint_distill.config import Config, from_dict
+from inpaint_distill.errors import ConfigError, StateError, near_names
+from inpaint_distill.host.guard import forked_rng
+from inpaint_distill.host.taps import FeatureTaps
+from inpaint_distill.state import read_state
+from inpaint_distill.teachers import FrozenTeacher
+from inpaint_distill.teachers.base import CopyTeacher
+from inpaint_distill.teachers.choose import make_teacher
+from inpaint_distill.training.ablation import BARE, LONGER
+from inpaint_distill.training.settings import BoostSettings, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from inpaint_distill.host.adapter import Adapter
+    from inpaint_distill.host.stage import Stage
+    from inpaint_distill.training.data import EvalSet
+
+__all__ = ["TEACHER", "FinishedStudy", "Trained", "features", "load_trained", "open_study", "run_network"]
+
+TEACHER = "teacher"
+
+_HOST, _DISTILLER = "host.safetensors", "distiller"  # endings of a run's files
+_BATCH = 32
+_REPEAT = "repeat the study with this version: inpaint-distill boost --config {folder}/result.json --out ANOTHER"
+
+
+@dataclass(frozen=True)
+class FinishedStudy:
+    """What a study left behind.
+
+    Attributes:
+        folder: Where it lies.
+        settings: What it was.
+        pairs: For each seed whose weights were kept, the run of the host alone and the run of the arm.
+    """
+
+    folder: Path
+    settings: BoostSettings
+    pairs: tuple[tuple[Run, Run], ...]
+
+    def file(self, run: Run, ending: str) -> Path:
+        """Return where a run's file lies."""
+        return self.folder / "runs" / f"{run.name}.{ending}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The networks of one seed, in eval mode.
+
+    Attributes:
+        seed: Seed of their trainings.
+        networks: ``teacher``, ``bare`` and the arm, in this order.
+        stages: The stages at which the arm was distilled.
+    """
+
+    seed: int
+    networks: Mapping[str, nn.Module]
+    stages: tuple[Stage, ...]
+
+
+def open_study(folder: Path, arm: str) -> FinishedStudy:
+    """Read what a study was and which of its runs can be looked into.
+
+    Args:
+        folder: A folder written by ``inpaint-distill boost``.
+        arm: The arm beside the host alone.
+
+    Raises:
+        StateError: It is no finished study, or one without weights.
+        ConfigError: The study has no such arm.
+    """
+    for name, found in (("settings.json", "no study"), ("result.json", "a study that is not finished")):
+        if not (folder / name).is_file():
+            fix = "give a folder written by inpaint-distill boost; a study that was stopped goes on with --resume"
+            raise StateError(f"the study in {folder}", f"{found}: no {name}", fix)
+    settings = from_dict(BoostSettings, json.loads((folder / "settings.json").read_text(encoding="utf-8")))
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    runs = {
+        (run["arm"], run["seed"]): Run(**{key: run[key] for key in ("arm", "seed", "steps", "lr")})
+        for run in result["runs"]
+    }
+    arms = [name for name in dict.fromkeys(name for name, _ in runs) if name not in (BARE, LONGER)]
+    if arm not in arms:
+        raise ConfigError(f"arm {arm!r}", "the study has none of that name", f"use {near_names(arm, arms)}")
+    pairs = [(runs[BARE, seed], run) for (name, seed), run in runs.items() if name == arm and (BARE, seed) in runs]
+    study = FinishedStudy(folder, settings, tuple(pairs))
+    kept = [
+        (bare, run)
+        for bare, run in pairs
+        if all(study.file(*each).is_file() for each in ((bare, _HOST), (run, _HOST), (run, _DISTILLER)))
+    ]
+    if not kept:
+        wanted = ", ".join(study.file(*each).name for each in ((pairs[0][0], _HOST), (pairs[0][1], _HOST)))
+        found = f"no {wanted} and .{_DISTILLER} in {folder / 'runs'}: an earlier version made it"
+        raise StateError(f"the trained weights of the study in {folder}", found, _REPEAT.format(folder=folder))
+    return replace(study, pairs=tuple(kept))
+
+
+def load_trained(study: FinishedStudy, bare: Run, run: Run, data: EvalSet) -> Trained:
+    """Build the hosts of a pair of runs with their weights, and the teacher that the distilled one had.
+
+    Args:
+        study: The study.
+        bare: The run of the host alone.
+        run: The run with distillation.
+        data: Images of the study, to plan with.
+
+    Raises:
+        StateError: The files do not fit the hosts.
+    """
+    adapter = get(study.settings.host)
+    alone = _load(_build(adapter, study.settings), study, bare)
+    host = _build(adapter, study.settings)
+    file = study.file(run, _DISTILLER)
+    config = from_dict(Config, read_state(file)[1]["config"])
+    frozen = config.teacher == "frozen"  # it wants images to train on; a saved one is not trained again
+    teacher = FrozenTeacher(data.images[:1]) if frozen else make_teacher(None, config)
+    optimizer = torch.optim.Adam(host.parameters(), lr=run.lr)
+    image, mask = data.images[:2], data.holes[:2]
+    # As in training: what is injected is planned at once, everything else by the host's first call.
+    plan_with = (image, mask) if config.completion or config.fusion else (None, None)
+    with forked_rng():
+        distiller = attach(
+            host,
+            optimizer,
+            image=plan_with[0],
+            mask=plan_with[1],
+            teacher=teacher,
+            adapter=adapter,
+            config=config,
+        )
+        if distiller.plan is None:
+            adapter.outputs(host, image, mask)
+    distiller.load(file)
+    _load(host, study, run)  # only now: attach() may have put blocks into the host
+    stages = distiller.plan.stages if distiller.plan else ()
+    distiller.detach()
+    if not isinstance(teacher, CopyTeacher):
+        found = f"a teacher of another architecture, {teacher.describe()}"
+        raise StateError(f"the teacher of {run.name}", found, "inspect a study whose teacher is a copy of the host")
+    networks = {TEACHER: teacher.module, BARE: alone, run.arm: host}
+    for module in networks.values():
+        module.eval()
+    return Trained(run.seed, networks, stages)
+
+
+@torch.no_grad()
+def features(
+    module: nn.Module, stages: Sequence[Stage], adapter: Adapter, data: EvalSet, *, complete: bool = False
+) -> list[Tensor]:
+    """Return the features of a network, one (N, C, h, w) for each stage.
+
+    Args:
+        module: A host or its copy.
+        stages: What to read.
+        adapter: How to run it.
+        data: Images and holes.
+        complete: Show the complete image and an empty hole instead.
+    """
+    parts: list[list[Tensor]] = []
+    taps = FeatureTaps(module, stages)
+    try:
+        for images, holes in zip(torch.split(data.images, _BATCH), torch.split(data.holes, _BATCH), strict=True):
+            taps.begin()
+            run_network(module, adapter, images, torch.zeros_like(holes) if complete else holes)
+            size = (images.shape[2], images.shape[3])
+            parts.append([stage.as_map(each, size) for stage, each in zip(stages, taps.take(), strict=True)])
+    finally:
+        taps.remove()
+    return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+def run_network(module: nn.Module, adapter: Adapter, images: Tensor, holes: Tensor) -> Any:
+    """Run a network with the same random numbers each time: some hosts draw noise in eval mode too."""
+    with forked_rng():
+        torch.default_generator.manual_seed(0)
+        return adapter.outputs(module, images, holes)
+
+
+def _build(adapter: Adapter, settings: BoostSettings) -> nn.Module:
+    with forked_rng():
+        host = adapter.build(**settings.host_options)
+    if host is None:
+        raise ConfigError(
+            f"to build the host {settings.host!r}", "its code has to be cloned", "inspect it in your loop"
+        )
+    return host
+
+
+def _load(host: nn.Module, study: FinishedStudy, run: Run) -> nn.Module:
+    file = study.file(run, _HOST)
+    try:
+        host.load_state_dict(load_file(file))
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise StateError(
+            f"the weights in {file}", f"{type(error).__name__}: {error}", _REPEAT.format(folder=study.folder)
+        ) from None
+    return host

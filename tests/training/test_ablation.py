@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+
+from inpaint_distill.adapters import get
+from inpaint_distill.cli import main
+from inpaint_distill.config import Config, from_dict, to_dict
+from inpaint_distill.errors import ConfigError
+from inpaint_distill.training import boost as boost_module
+from inpaint_distill.training import cost as cost_module
+from inpaint_distill.training import pool as pool_module
+from inpaint_distill.training.ablation import VARIANTS, Contrast, contrasts, variant_config
+from inpaint_distill.training.boost import boost
+from inpaint_distill.training.data import EvalSet, load_data
+from inpaint_distill.training.figures import curves, differences
+from inpaint_distill.training.loop import Trainer
+from inpaint_distill.training.report import write_report
+from inpaint_distill.training.result import read_result
+from inpaint_distill.training.settings import BoostSettings, Run
+from inpaint_distill.training.statistics import paired_interval
+from inpaint_distill.training.tables import headlines, markdown_table
+
+CHOSEN = ("self", "completion", "uniform", "finite_difference")
+TINY = {
+    "host": "partial-conv",
+    "host_options": {"width": 4, "levels": 2},
+    "size": 32,
+    "batch": 2,
+    "steps": 3,
+    "seeds": [0, 1],
+    "lrs": [0.001],
+    "evaluations": 2,
+    "train_images": 8,
+    "eval_images": 6,
+    "jobs": 1,
+    "distillation": {"warmup": 0, "balance_every": 1, "lookahead": {"every": 1}},
+}
+ROOT = Path(__file__).parents[2]
+
+
+class InProcess:
+    """Stands in for the worker processes, which take longer to start than these runs to train."""
+
+    def __init__(self, jobs, context, start, arguments):
+        start(*arguments)
+
+    def submit(self, work, *arguments):
+        future = concurrent.futures.Future()
+        future.set_result(work(*arguments))
+        return future
+
+    def shutdown(self, **_):
+        pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    """Train in this process, and time few steps."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool_module, "ProcessPoolExecutor", InProcess)
+        patch.setattr(pool_module.signal, "signal", lambda *_: None)
+        patch.setattr(cost_module, "_WARM", 1)
+        patch.setattr(cost_module, "_ROUNDS", 3)
+        yield
+    torch.set_num_threads(threads)
+
+
+def parts(config):
+    terms = {name for name in ("cross", "self", "attention") if to_dict(config)[name]["weight"] > 0}
+    return terms, config.completion, config.lookahead.engine
+
+
+@pytest.mark.parametrize(
+    ("name", "terms", "completion", "engine"),
+    [
+        ("cross", {"cross"}, False, "off"),
+        ("self", {"self"}, False, "off"),
+        ("attention", {"attention"}, False, "off"),
+        ("completion", set(), True, "off"),
+        ("uniform", {"cross", "self", "attention"}, False, "off"),
+        ("finite_difference", {"cross", "self", "attention"}, False, "finite_difference"),
+        ("unroll", {"cross", "self", "attention"}, False, "unroll"),
+        ("all", {"cross", "self", "attention"}, True, "finite_difference"),
+    ],
+)
+def test_a_variant_has_its_parts_and_no_others(name, terms, completion, engine):
+    nothing = from_dict(Config, {part: {"weight": 0.0} for part in ("cross", "self", "attention")})
+    for study in (Config(), nothing, Config(completion=True, completion_levels=(1,), fusion=True)):
+        assert parts(variant_config(name, study)) == (terms, completion, engine)
+
+
+def test_a_variant_keeps_the_studys_own_choices():
+    values = {"teacher": "frozen", "cross": {"weight": 0.7}, "self": {"weight": 0.0}, "attention": {"distance": "kl"}}
+    study = from_dict(Config, {**values, "lookahead": {"engine": "unroll", "steps": 3}, "meta": ["rho"]})
+    uniform, everything = (variant_config(name, study) for name in ("uniform", "all"))
+    assert (uniform.teacher, uniform.cross.weight, uniform.self_.weight) == ("frozen", 0.7, 0.05)
+    assert (uniform.attention.distance, uniform.meta) == ("kl", None)
+    assert (everything.lookahead, everything.meta) == (study.lookahead, ("rho",))
+    assert variant_config("finite_difference", study).lookahead.steps == 1
+    assert variant_config("distilled", study) is study
+
+
+def test_variants_that_do_not_exist_or_repeat_are_errors():
+    with pytest.raises(ConfigError, match="unroll"):
+        BoostSettings(variants=("unrol",))
+    for variants in ((), ("self", "self"), ("bare",)):
+        with pytest.raises(ConfigError):
+            BoostSettings(variants=variants)
+
+
+def test_the_look_aheads_are_compared_with_uniform_weights_and_all_with_the_same_time():
+    made = contrasts(tuple(VARIANTS), equal_time=True)
+    assert made[: len(VARIANTS)] == [Contrast("steps", "bare", name) for name in VARIANTS]
+    assert made[len(VARIANTS) :] == [
+        Contrast("steps", "uniform", "finite_difference"),
+        Contrast("steps", "uniform", "unroll"),
+        Contrast("time", "bare_equal_time", "all"),
+    ]
+    assert contrasts(("distilled",), equal_time=False) == [Contrast("steps", "bare", "distilled")]
+
+
+def test_every_arm_starts_from_the_same_weights_and_trains_on_the_same_batches():
+    settings = from_dict(BoostSettings, {**TINY, "variants": CHOSEN})
+    data = load_data(settings)
+    seen, start = {}, {}
+    for arm in ("bare", *CHOSEN):
+        trainer = Trainer(Run(arm=arm, seed=5, steps=3, lr=1e-3), settings, data)
+        start[arm] = {name: value.clone() for name, value in trainer.host.state_dict().items()}
+        drawn, draw = [], trainer.batches.draw
+        trainer.batches.draw = lambda draw=draw, drawn=drawn: drawn.append(draw()) or drawn[-1]
+        for _ in range(3):
+            trainer.train_step()
+        seen[arm] = [tensor for batch in drawn for tensor in batch]
+        assert len(seen[arm]) == 6
+        assert all(torch.equal(own, bare) for own, bare in zip(seen[arm], seen["bare"], strict=True))
+    weights = get("partial-conv").build(**settings.host_options).state_dict()
+    for arm in CHOSEN:
+        shared = [name for name in weights if name in start[arm]]
+        assert shared == list(weights) or arm == "completion"
+        assert all(torch.equal(start[arm][name], start["bare"][name]) for name in shared)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A whole ablation through the command line."""
+    folder = tmp_path_factory.mktemp("ablation")
+    (folder / "study.yaml").write_text(yaml.safe_dump(TINY))
+    words = ["boost", "--config", str(folder / "study.yaml"), "--out", str(folder / "out"), "--ablate", *CHOSEN]
+    assert main(words) == 0
+    return folder / "out"
+
+
+def test_every_variant_is_paired_with_the_host_on_both_splits(study):
+    result = json.loads((study / "result.json").read_text())
+    arms = ("bare", *CHOSEN, "bare_equal_time")
+    assert [(run["arm"], run["seed"]) for run in result["runs"]] == [(arm, seed) for seed in (0, 1) for arm in arms]
+    runs = {(run["arm"], run["seed"]): run for run in result["runs"]}
+    for split, scores in (("test", "scores"), ("val", "val_scores")):
+        found = {
+            (row["comparison"], row["baseline"], row["arm"]): row
+            for row in result["comparisons"]
+            if (row["split"], row["metric"], row["bin"]) == (split, "hole_psnr", "all")
+        }
+        assert list(found) == contrasts(CHOSEN, equal_time=True)
+        for (_, baseline, arm), row in found.items():
+            before, after = ([runs[each, s][scores]["hole_psnr"]["all"] for s in (0, 1)] for each in (baseline, arm))
+            interval = paired_interval(before, after)
+            assert (row["mean"], row["low"], row["high"]) == (interval.mean, interval.low, interval.high)
+    assert len(result["verdict"]) == 2 * len(contrasts(CHOSEN, equal_time=True))
+    for run in runs.values():
+        assert run["val_scores"]["hole_psnr"]["all"] == run["curve"][-1]["hole_psnr"]
+
+
+def test_the_cost_of_every_arm_sets_the_length_of_the_longer_run(study):
+    result = json.loads((study / "result.json").read_text())
+    cost = result["cost"]
+    assert list(cost["ratio"]) == list(cost["step_seconds"]) == ["bare", *CHOSEN]
+    assert cost["ratio"]["bare"] == 1.0
+    longer = [run["steps"] for run in result["runs"] if run["arm"] == "bare_equal_time"]
+    assert longer == [max(3, round(3 * cost["ratio"][CHOSEN[-1]]))] * 2
+
+
+def test_the_report_names_every_arm(study):
+    report, table = (study / "report.html").read_text(), (study / "table.md").read_text()
+    result = read_result(study / "result.json")
+    for name in CHOSEN:
+        assert VARIANTS[name].label in report
+        assert f"| {VARIANTS[name].label} | host |" in table
+    assert "On the test images" in report
+    assert "On the validation images" in report
+    assert len(headlines(result)) == len(contrasts(CHOSEN, equal_time=True))
+    assert "+ meta, finite difference against + three terms, equal steps" in report
+    for name in ("forest", "curves", "panels", "preview"):
+        with Image.open(study / f"{name}.png") as drawn:
+            assert drawn.width > 400
+
+
+def test_the_first_seed_leaves_its_trained_hosts(study):
+    runs = study / "runs"
+    hosts = sorted(file.name.split("-seed")[0] for file in runs.glob("*.host.safetensors"))
+    assert hosts == sorted(["bare", *CHOSEN, "bare_equal_time"])
+    (bare,) = runs.glob("bare-seed0-*.host.safetensors")
+    get("partial-conv").build(width=4, levels=2).load_state_dict(load_file(bare))
+    assert {"self", "uniform"} <= {file.name.split("-seed")[0] for file in runs.glob("*.distiller")}
+    assert all("channel_weights" in json.loads(file.read_text()) for file in runs.glob("*-seed0-*.json"))
+    assert not any("channel_weights" in run for run in read_result(study / "result.json")["runs"])
+
+
+def test_a_run_that_is_missing_is_trained_again_to_the_same_scores(study):
+    before = json.loads((study / "result.json").read_text())
+    (lost,) = (study / "runs").glob("uniform-seed1-*.json")
+    lost.unlink()
+    assert main(["boost", "--config", str(study / "result.json"), "--out", str(study), "--resume"]) == 0
+    after = json.loads((study / "result.json").read_text())
+    assert after["comparisons"] == before["comparisons"]
+
+
+def test_a_study_on_validation_images_never_reads_the_test_images(tmp_path, monkeypatch):
+    settings = from_dict(BoostSettings, {**TINY, "variants": ["self"], "score_test": False})
+    data = load_data(settings)
+    unread = EvalSet(torch.full_like(data.test.images, math.nan), torch.zeros_like(data.test.holes))
+    monkeypatch.setattr(boost_module, "load_data", lambda settings: dataclasses.replace(data, test=unread))
+    result = boost(settings, tmp_path / "out", Console(quiet=True))
+    assert {row["split"] for row in result["comparisons"]} == {"val"}
+    assert all(run["scores"] == {} for run in result["runs"])
+    assert "NaN" not in (tmp_path / "out" / "result.json").read_text()
+    assert (
+        not load_file(next((tmp_path / "out" / "runs").glob("self-seed0*lr0.001.safetensors")))["restored"]
+        .isnan()
+        .any()
+    )
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "The test images were not scored." in report
+    assert "On the test images" not in report
+
+
+def test_the_command_line_ablates_everything_and_keeps_off_the_test_images(tmp_path, monkeypatch):
+    asked = []
+
+    def remember(settings, *_, **__):
+        asked.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(boost_module, "boost", remember)
+    for words in (["--ablate"], ["--ablate", "all", "--val-only"], []):
+        assert main(["boost", "--out", str(tmp_path / "out"), *words]) == 130
+    assert [settings.variants for settings in asked] == [tuple(VARIANTS), ("all",), ("distilled",)]
+    assert [settings.score_test for settings in asked] == [True, False, True]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "results").glob("*/result.json")), ids=lambda f: f.parent.name)
+def test_published_results_are_settings_and_render_whatever_their_schema(file, tmp_path):
+    result = read_result(file)
+    assert from_dict(BoostSettings, result["settings"]).variants
+    assert markdown_table(result).startswith("| at | metric | holes |")
+    assert headlines(result)
+    figures = {draw.__name__: draw(result, tmp_path / f"{draw.__name__}.png") for draw in (curves, differences)}
+    assert "equal wall-clock" in write_report(result, figures, tmp_path).read_text()
