@@ -221,6 +221,8 @@ class Distiller:
         tensors = {f"{name}/{key}": tensor for name, (own, _) in parts.items() for key, tensor in own.items()}
         values = {name: own for name, (_, own) in parts.items()}
         meta = {"step": self._step, "config": to_dict(self.config), "stages": [stage.label for stage in self._stages]}
+        if self._injected is not None:
+            meta["injected"] = self._injected.to_spec()
         write_state(path, tensors, {"kind": "distiller", **meta, "parts": values})
 
     def load(self, path: str | Path) -> None:
@@ -324,6 +326,8 @@ class Distiller:
             self._companion.load(part(tensors, "companion"), values["parts"]["companion"])
             self._composer.load(part(tensors, "composer"))
             self._lookahead.load(part(tensors, "lookahead"), values["parts"]["lookahead"])
+            if self._injected is not None:
+                self._injected.source = Injected.read_source(values["injected"])
         except (RuntimeError, KeyError, ValueError, IndexError) as error:
             raise StateError("a saved distiller", f"{error}", "load it into the host it was saved from") from None
 

@@ -133,12 +133,17 @@ class Injected(nn.Module):
         }
 
     @staticmethod
+    def read_source(spec: dict[str, Any]) -> HoleSource | None:
+        """Return where the hole is, according to :meth:`to_spec`."""
+        source = spec["source"]
+        return None if source is None else HoleSource(**{**source, "path": tuple(source["path"])})
+
+    @staticmethod
     def from_spec(host: nn.Module, spec: dict[str, Any]) -> Injected:
         """Build and install on a host what :meth:`to_spec` described."""
         own = Injected()
         own.install(host)
-        if spec["source"] is not None:
-            own.source = HoleSource(**{**spec["source"], "path": tuple(spec["source"]["path"])})
+        own.source = Injected.read_source(spec)
         kinds = {"completion": CompletionBlock, "fusion": GlobalLocalAttention}
         for each in spec["blocks"]:
             values = {**each["stage"], "select": tuple(each["stage"]["select"]), "size": tuple(each["stage"]["size"])}

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = ["finite_difference"]
 
-_RADIUS = 1e-2  # length of the displacement of theta; see finite_difference()
-_RELATIVE = 1e-3
+# Length of the displacement of theta, and its least part of theta's own length. On the gated-conv host the cosine with
+# the exact gradient is 0.9988 at 1e-2, DARTS' choice, where the attention's softmax bends, and 0.9999998 at 1e-3.
+_RADIUS = 1e-3
+_RELATIVE = 1.5e-5
 _TINY = 1e-20
 
 
@@ -24,9 +26,9 @@ def finite_difference(
     """Return ``L_inpaint(theta')`` and ``-lr / 2e * (grad_meta L(theta + e g) - grad_meta L(theta - e g))`` (DGI, ours).
 
     Here ``theta' = theta - lr * grad L(theta)``, ``g`` is the gradient of the inpainting loss at ``theta'``, and ``L``
-    the distillation loss, whose detached parts stay those of ``theta``. The displacement ``e |g|`` is 0.01, as in
-    DARTS (Liu et al., ICLR 2019), or 0.001 of the length of theta where that is more. Beside the step itself it takes
-    two forwards to the last tap and no backward through the host: the meta-networks lie behind it.
+    the distillation loss, whose detached parts stay those of ``theta``. The scheme is that of DARTS (Liu et al., ICLR
+    2019) with a displacement ``e |g|`` ten times as short. Beside the step itself it takes two forwards to the last tap
+    and no backward through the host: the meta-networks lie behind it.
 
     Args:
         problem: The two losses.

@@ -205,12 +205,13 @@ def _groups(hole: Tensor, size: int, dtype: torch.dtype) -> _Groups:
     counts, ranking = hole.sum(1).sort(descending=True, stable=True)  # as many rows to each map of a block
     order = hole.byte().argsort(dim=1, descending=True, stable=True)
     lengths, start = counts.tolist(), 0
+    total = sum(lengths)
     groups: _Groups = []
     while start < len(lengths) and lengths[start]:
         longest = lengths[start]
         batch = ranking[start : start + max(1, size // longest)]
         parts = order[batch, :longest].chunk(math.ceil(longest / size), dim=1)
-        blocks = [_Block(batch, rows, hole[batch].gather(1, rows).to(dtype) / sum(lengths)) for rows in parts]
+        blocks = [_Block(batch, rows, hole[batch].gather(1, rows).to(dtype) / total) for rows in parts]
         groups.append((batch, blocks))
         start += len(batch)
     return groups
@@ -250,7 +251,12 @@ class _Side:
                 "tap another attention layer, or have the adapter give the map in this layout",
             )
         bias = None if seen.bias is None else seen.bias[(None,) * (4 - seen.bias.ndim)]
-        return cls(whose, tensors, seen.scale, bias, kept is not None and kept is seen.logits)
+        side = cls(whose, tensors, seen.scale, bias, kept is not None and kept is seen.logits)
+        shape = (side.batch, side.heads, side.queries, side.keys)
+        if bias is not None and any(found not in (1, whole) for found, whole in zip(bias.shape, shape, strict=True)):
+            fix = "have the adapter give the bias as it is added to the logits"
+            raise CaptureError(f"the {whose}'s bias, broadcastable to {shape}", f"{tuple(bias.shape)}", fix)
+        return side
 
     @property
     def key(self) -> Tensor | None:

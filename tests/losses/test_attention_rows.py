@@ -25,10 +25,8 @@ def some_hole(maps, queries, share=0.4, seed=9):
 
 
 def qk(maps=2, heads=3, queries=6, keys=6, depth=4, seed=0, dtype=torch.float64, **more):
-    query, key = (
-        draw(maps, heads, queries, depth, seed=seed, dtype=dtype),
-        draw(maps, heads, keys, depth, seed=seed + 1, dtype=dtype),
-    )
+    query = draw(maps, heads, queries, depth, seed=seed, dtype=dtype)
+    key = draw(maps, heads, keys, depth, seed=seed + 1, dtype=dtype)
     return AttentionMap(query=query, key=key, scale=0.7, **more)
 
 
@@ -243,14 +241,13 @@ def test_unlike_numbers_of_heads_are_averaged(distance, kind):
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("masked", [False, True])
 def test_unlike_numbers_of_tokens_are_resampled(distance, masked):
-    own, other = (3, 4), (2, 6)
+    own, other = (3, 4), (4, 6)
     bias = torch.zeros(1, 1, 1, 12).double()
     visible = torch.ones(2, 3, 12, 12, dtype=torch.bool)
     if masked:
         bias[..., 4:7] = -math.inf
         visible[..., 4:7] = False
     student, teacher = qk(queries=12, keys=12, bias=bias), qk(queries=24, keys=24, seed=5)
-    other = (4, 6)
     rows = logits_of(teacher).softmax(-1)
     whole = F.interpolate(rows.transpose(2, 3).flatten(0, 1).unflatten(-1, other), own, mode="bilinear")
     whole = whole.flatten(2).unflatten(0, (2, 3)).transpose(2, 3)
@@ -363,7 +360,7 @@ def test_gradcheck_of_value_and_weight():
     hole = torch.tensor([[True, False, True], [False, True, False]])
     weight = torch.rand(2, 3, dtype=torch.float64)
     for distance in DISTANCES:
-        for function in (torch.autograd.gradcheck, lambda *args: _twice(*args)):
+        for function in (torch.autograd.gradcheck, _twice):
             assert function(
                 lambda query, key, weight, distance=distance: attention_distance(
                     AttentionMap(query=query, key=key, scale=0.7), teacher, hole, weight, distance=distance, chunk=9
@@ -417,6 +414,18 @@ def test_nothing_is_kept_for_frozen_students_and_under_no_grad():
         assert not attention_distance(student, qk(seed=5), some_hole(2, 6)).requires_grad
     kept, _ = saved(lambda: attention_distance(qk(), qk(seed=5), some_hole(2, 6)))
     assert kept == []
+
+
+def test_the_weights_get_their_gradient_where_the_student_gets_none():
+    student, teacher, hole = qk(), qk(seed=5), some_hole(2, 6)
+    weight = torch.rand(2, 6, dtype=torch.float64, requires_grad=True)
+    agree(
+        lambda: attention_distance(student, teacher, hole, weight),
+        lambda: reference(student, teacher, hole, weight),
+        [weight],
+    )
+    kept, _ = saved(lambda: attention_distance(student, teacher, hole, weight))
+    assert [tuple(tensor.shape) for tensor in kept] == [(2, 6)]
 
 
 def saved(run):
@@ -480,6 +489,7 @@ def test_an_unknown_distance_is_named_with_the_choices():
         (AttentionMap(query=qk().query), qk(), some_hole(2, 6), None, CaptureError, "student's query"),
         (qk(), AttentionMap(rows=torch.rand(2, 6, 6)), some_hole(2, 6), None, CaptureError, "teacher's query"),
         (AttentionMap(qk().query, draw(2, 3, 6, 5)), qk(), some_hole(2, 6), None, CaptureError, "student's query"),
+        (qk(bias=torch.zeros(6, 5)), qk(), some_hole(2, 6), None, CaptureError, "student's bias"),
         (qk(), qk(maps=4), some_hole(2, 6), None, CaptureError, "4 of the teacher"),
         (qk(), qk(), some_hole(2, 5), None, InputError, "hole"),
         (qk(), qk(), some_hole(2, 6), torch.rand(2, 1, 6), InputError, "weight"),
