@@ -149,7 +149,9 @@ class Config:
             raise ConfigError("warmup", f"{self.warmup}", "use a number of steps >= 0")
         if self.meta is not None and self.lookahead.engine == "off" and self.meta:
             raise ConfigError(
-                f"the meta-networks {', '.join(self.meta)}", "lookahead.engine = 'off'", "choose an engine that trains them"
+                f"the meta-networks {', '.join(self.meta)}",
+                "lookahead.engine = 'off'",
+                "choose an engine that trains them",
             )
         if self.completion_levels is not None and not self.completion:
             raise ConfigError("completion_levels", "completion is off", "set completion=True")

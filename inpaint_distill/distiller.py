@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from inpaint_distill.host.watch import Place
     from inpaint_distill.lookahead.host_problem import Batch, InpaintingLoss
     from inpaint_distill.losses.balance import Observation
+    from inpaint_distill.losses.term import Term
     from inpaint_distill.teachers.base import Teacher
 
 __all__ = ["Distiller"]
@@ -128,9 +129,9 @@ class Distiller:
             hole = mask.float().expand(image.shape[0], -1, -1, -1)
             terms = {
                 name: term(getattr(student, term.looks_at), getattr(teacher, term.looks_at), hole)
-                for name, term in self._terms.items()
+                for name, term in self._each_term.items()
             }
-            looks_at = {name: term.looks_at for name, term in self._terms.items()}
+            looks_at = {name: term.looks_at for name, term in self._each_term.items()}
             loss = self._composer.combine(terms, self._step, observation, looks_at, edges)
         loss.register_hook(self._companion.arrive)  # type: ignore[no-untyped-call]
         self._lookahead.remember(self._step, call, image, mask)
@@ -150,7 +151,7 @@ class Distiller:
 
         Empty where the channels weigh alike because no meta-network weighs them.
         """
-        return {name: weights for term in self._terms.values() for name, weights in term.channel_weights.items()}
+        return {name: each for term in self._each_term.values() for name, each in term.channel_weights.items()}
 
     def step(self) -> None:
         """Follow one optimizer step; called by the optimizer's own hook where one was given to :func:`attach`."""
@@ -303,7 +304,7 @@ class Distiller:
             self._terms.to(device)
         if self._injected is not None and self._optimizer is not None:
             adopt(self._optimizer, self._host, self._injected)
-        self._composer.keep(self._terms)
+        self._composer.keep(self._terms.keys())
         self._companion = CompanionOptimizer((p for p in self._terms.parameters() if p.requires_grad), self._optimizer)
         self._lookahead = Lookahead(self.config.lookahead, dict(meta_parameters(self._terms)))
         self._watch = Watch(self._host, plan.stages, sites if AttentionTransfer.name in self._terms else ())
@@ -369,9 +370,7 @@ class Distiller:
             raise ReplayError("the teacher's call", "a host that has not run yet", "call the host, then loss()")
         return self._recipe.apply(call, image), image
 
-    def _take_forward(
-        self, image: Tensor
-    ) -> tuple[HostCall, Views, Observation | None, dict[Place, GradientEdge]]:
+    def _take_forward(self, image: Tensor) -> tuple[HostCall, Views, Observation | None, dict[Place, GradientEdge]]:
         """Hand out the last watched forward, once."""
         call, observation = self._call, self._observation
         self._call = self._observation = None
@@ -394,13 +393,15 @@ class Distiller:
 
     def _problem(self, first: Batch, second: Batch) -> HostProblem:
         """Pose a look-ahead on two batches."""
+        if self._recipe is None:
+            raise ReplayError("a look-ahead", "a host that has not run yet", "call the host, then loss()")
         teacher = self._teacher.look(*self._teacher_call(first.call, first.image)) if self._needs_teacher else Views()
         teacher.features = [feature.float() for feature in teacher.features]
         return HostProblem(
             host=self._host,
             stages=self._stages,
             sites=self._watch.sites if self._watch else (),
-            terms=dict(self._terms.items()),  # type: ignore[arg-type]
+            terms=self._each_term,
             factors=self._composer.factors(),
             first=first,
             teacher=teacher,
@@ -414,8 +415,12 @@ class Distiller:
         return self.plan.stages if self.plan else ()
 
     @property
+    def _each_term(self) -> dict[str, Term]:
+        return cast("dict[str, Term]", dict(self._terms.items()))
+
+    @property
     def _needs_teacher(self) -> bool:
-        return any(term.needs_teacher for term in self._terms.values())
+        return any(term.needs_teacher for term in self._each_term.values())
 
     @property
     def _seeks_hole(self) -> bool:

@@ -33,8 +33,8 @@ NAME = "inpaint_distill"
 class Injected(nn.Module):
     """What is injected into one host: registered on its root, run by hooks that rewrite the outputs of its stages.
 
-    It moves with the host, is in its ``state_dict``, and is copied and pickled with it, hooks included. Everything in it
-    starts as the identity.
+    It moves with the host, is in its ``state_dict``, and is copied and pickled with it, hooks included. Each of its
+    blocks starts as the identity.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,9 @@ class Injected(nn.Module):
             raise PlanError(f"to inject a sub-module {NAME!r}", found, "detach the first distiller, or rename it")
         if isinstance(host, nn.parallel.DistributedDataParallel):
             found = "DistributedDataParallel, which has already listed the parameters that it synchronises"
-            raise PlanError("to inject a sub-module into the host", found, "attach before wrapping, with image and mask")
+            raise PlanError(
+                "to inject a sub-module into the host", found, "attach before wrapping, with image and mask"
+            )
         if isinstance(host, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             raise PlanError(
                 "to inject a sub-module into the host",

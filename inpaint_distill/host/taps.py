@@ -115,9 +115,7 @@ class FeatureTaps:
             self._handles.append(modules[name].register_forward_hook(hook))
         remove_with(self, self._handles)
 
-    def begin(
-        self, watch: Callable[[int, Tensor], None] | None = None, seen: Callable[[], None] | None = None
-    ) -> None:
+    def begin(self, watch: Callable[[int, Tensor], None] | None = None, seen: Callable[[], None] | None = None) -> None:
         """Forget the last forward and keep the next one.
 
         Args:

@@ -20,10 +20,8 @@ _RELATIVE = 1.5e-5
 _TINY = 1e-20
 
 
-def finite_difference(
-    problem: Problem, theta: Parameters, meta: Parameters, *, lr: float
-) -> tuple[Tensor, Parameters]:
-    """Return ``L_inpaint(theta')`` and ``-lr / 2e * (grad_meta L(theta + e g) - grad_meta L(theta - e g))`` (DGI, ours).
+def finite_difference(problem: Problem, theta: Parameters, meta: Parameters, *, lr: float) -> tuple[Tensor, Parameters]:
+    """Return ``L_inpaint(theta')`` and ``-lr / 2e * (grad_meta L(theta + e g) - grad_meta L(theta - e g))`` (ours).
 
     Here ``theta' = theta - lr * grad L(theta)``, ``g`` is the gradient of the inpainting loss at ``theta'``, and ``L``
     the distillation loss, whose detached parts stay those of ``theta``. The scheme is that of DARTS (Liu et al., ICLR
@@ -54,7 +52,9 @@ def finite_difference(
     sides = []
     for sign in (1, -1):
         with torch.no_grad():
-            moved = {name: own[name] + sign * step * direction[name] if name in direction else own[name] for name in own}
+            moved = {
+                name: own[name] + sign * step * direction[name] if name in direction else own[name] for name in own
+            }
         moved = {name: tensor.detach() for name, tensor in moved.items()}
         trained = {name: tensor.detach().requires_grad_() for name, tensor in fixed.items()}
         sides.append(_gradient(problem.distillation(moved, trained, anchor)[0], trained))

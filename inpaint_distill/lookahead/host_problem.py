@@ -121,7 +121,7 @@ class HostProblem:
 
     def theta(self) -> Parameters:
         """Return what the distillation loss trains: the host's parameters, and those of the terms' own networks."""
-        found = {f"host.{name}": each for name, each in self.host.named_parameters() if each.requires_grad}
+        found: Parameters = {f"host.{name}": each for name, each in self.host.named_parameters() if each.requires_grad}
         for name, term in self.terms.items():
             found |= {f"terms.{name}.{key}": each for key, each in term.named_parameters() if each.requires_grad}
         return found
@@ -130,9 +130,7 @@ class HostProblem:
         """Return the parameters of the meta-networks."""
         return {f"{name}.{key}": each for name, term in self.terms.items() for key, each in meta_parameters(term)}
 
-    def distillation(
-        self, theta: Parameters, meta: Parameters, anchor: Views | None = None
-    ) -> tuple[Tensor, Views]:
+    def distillation(self, theta: Parameters, meta: Parameters, anchor: Views | None = None) -> tuple[Tensor, Views]:
         """Compute the weighted terms on batch A, from a forward that ends at the last tap."""
         image, mask = self.first.image, self.first.mask
         watch = Watch(self.host, self.stages, self.sites)
@@ -144,10 +142,12 @@ class HostProblem:
         hole = mask.float().expand(image.shape[0], -1, -1, -1)
         parts = []
         for name, term in self.terms.items():
-            own = {key[len(f"terms.{name}.") :]: each for key, each in theta.items() if key.startswith(f"terms.{name}.")}
+            own = {
+                key[len(f"terms.{name}.") :]: each for key, each in theta.items() if key.startswith(f"terms.{name}.")
+            }
             own |= {key[len(name) + 1 :]: each for key, each in meta.items() if key.startswith(f"{name}.")}
             views = [getattr(each, term.looks_at) for each in (seen, self.teacher, anchor or seen)]
-            value = functional_call(term, own, (views[0], views[1], hole, views[2]))  # type: ignore[arg-type]
+            value = functional_call(term, own, (views[0], views[1], hole, views[2]))
             parts.append(self.factors[name] * value)
         return torch.stack(parts).sum(), anchor or seen.detached()
 

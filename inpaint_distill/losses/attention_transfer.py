@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class AttentionTransfer(Term):
     """
 
     name = "attention"
-    looks_at: Literal["attention"] = "attention"
+    looks_at = "attention"
 
     def __init__(
         self,

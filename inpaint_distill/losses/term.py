@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from inpaint_distill.config import TermConfig
-    from inpaint_distill.networks.meta import ChannelWeights
 
 __all__ = ["FeatureTerm", "Term"]
 
@@ -80,7 +79,7 @@ class FeatureTerm(Term):
             normalize(feature, target, kind), normalize(target, target, kind), weight, channel_weight
         )
 
-    def weigh(self, network: ChannelWeights | None, feature: Tensor, label: str) -> Tensor | None:
+    def weigh(self, network: nn.Module | None, feature: Tensor, label: str) -> Tensor | None:
         """Return channel weights (B, C) for a feature, and remember their mean; ``None`` where they are uniform."""
         if network is None:
             return None

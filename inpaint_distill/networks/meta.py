@@ -54,7 +54,7 @@ class FeatureTransform(MetaNetwork):
 
 
 class ChannelWeights(MetaNetwork):
-    """``rho^l`` and ``phi^l``: FC + softmax on a pooled feature (DGI; zero start: L2T-ww, so uniform; layer norm: ours).
+    """``rho^l`` and ``phi^l``: FC + softmax on a pooled feature (DGI; the zero start is L2T-ww's, the layer norm ours).
 
     Args:
         channels: Channels of the feature that is looked at.

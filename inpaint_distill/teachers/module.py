@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from inpaint_distill.errors import PlanError
+from inpaint_distill.host.attention_discovery import find_attention, named_attention
 from inpaint_distill.host.discovery import choose_encoder, find_encoders, named_stages, output_stages
 from inpaint_distill.host.guard import forked_rng, module_device
-from inpaint_distill.host.attention_discovery import find_attention, named_attention
 from inpaint_distill.host.trace import Trace, trace_forward
 from inpaint_distill.host.watch import Views, Watch
 from inpaint_distill.teachers.base import Teacher

@@ -68,13 +68,10 @@ class _ReconstructionTeacher(CopyTeacher):
             parameter.requires_grad_(False)
         return loss.detach()
 
-
     def measure(self, call: HostCall, image: Tensor) -> None:
         """Measure how well it reconstructs a batch, and warn where its deep features are not needed for it."""
         if self.watch is not None:
-            self.quality = measure_quality(
-                self.module, call, self.recipe.target(call, image), self.watch.stages[-1]
-            )
+            self.quality = measure_quality(self.module, call, self.recipe.target(call, image), self.watch.stages[-1])
             self.quality.warn()
 
 
