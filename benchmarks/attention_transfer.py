@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from inpaint_distill.host.attention import AttentionMap
-from inpaint_distill.losses.attention_rows import attention_distance
+from inpaint_distill.losses.attention_distance import attention_distance
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,8 +21,7 @@ from inpaint_distill.errors import InpaintDistillError
 from inpaint_distill.host.adapter import Adapter
 from inpaint_distill.host.attention import AttentionSite
 from inpaint_distill.host.stage import Stage
-from inpaint_distill.plan import Plan
-from inpaint_distill.plan import plan_images as plan
+from inpaint_distill.plan import Plan, plan
 from inpaint_distill.teachers import EMATeacher, FrozenTeacher, ModuleTeacher, OnlineTeacher
 
 if TYPE_CHECKING:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +11,13 @@ from inpaint_distill.companion import check_optimizer
 from inpaint_distill.config import Config, from_dict, to_dict
 from inpaint_distill.distiller import Distiller
 from inpaint_distill.errors import ConfigError, PlanError
-from inpaint_distill.host.adapter import Adapter
-from inpaint_distill.plan import Wanted
+from inpaint_distill.plan import Wanted, choose_adapter
 from inpaint_distill.teachers.choose import make_teacher
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from inpaint_distill.host.adapter import Adapter
     from inpaint_distill.host.attention import AttentionSite
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.lookahead.host_problem import InpaintingLoss
@@ -99,7 +98,7 @@ def attach(
         check_optimizer(host, optimizer),
         config,
         make_teacher(None if isinstance(teacher, str) else teacher, config),
-        Wanted.of(_adapter(host, adapter), stages, attention),
+        Wanted.of(choose_adapter(host, adapter), stages, attention),
         inpainting_loss,
     )
     try:
@@ -121,16 +120,3 @@ def _check_host(host: Any) -> None:
         raise PlanError(
             "a host to attach to", "Lazy modules without parameters yet", "run the host once before attach()"
         )
-
-
-def _adapter(host: nn.Module, choice: Adapter | str | None) -> Adapter | None:
-    adapters = import_module("inpaint_distill.adapters")
-    if choice is None:
-        found: Adapter | None = adapters.find(host)
-        return found
-    if isinstance(choice, str):
-        return cast("Adapter", adapters.get(choice))
-    if not isinstance(choice, Adapter):
-        found = f"an object of type {type(choice).__name__}"
-        raise ConfigError("an adapter", found, "give the name of a family or an Adapter")
-    return choice

@@ -108,6 +108,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kwargs", default="{}", metavar="JSON", help="arguments of the class or the family")
     parser.add_argument("--size", type=int, default=64, help="side of the image of the dry run (default: 64)")
     parser.add_argument("--stages", nargs="+", metavar="NAME", help="names or globs, shallow to deep")
+    parser.add_argument("--attention", nargs="+", metavar="NAME", help="names or globs of attention layers")
 
 
 def _boost(parsed: argparse.Namespace) -> int:
@@ -174,17 +175,15 @@ def _file_settings(path: Path) -> dict[str, Any]:
 def _plan(parsed: argparse.Namespace) -> int:
     import torch
 
-    from inpaint_distill import adapters
-    from inpaint_distill.plan import Wanted, plan_images
+    from inpaint_distill.plan import plan
 
     host = _build(parsed.host, parsed.kwargs)
-    adapter = adapters.find(host)
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(2, 3, parsed.size, parsed.size, generator=generator) * 2 - 1
     mask = torch.zeros(2, 1, parsed.size, parsed.size)
     quarter = parsed.size // 4
     mask[:, :, quarter : 3 * quarter, quarter : 3 * quarter] = 1
-    print(plan_images(host, image, mask, Wanted.of(adapter, parsed.stages)))
+    print(plan(host, image, mask, stages=parsed.stages, attention=parsed.attention))
     return 0
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch.nn import functional as F
 
+from inpaint_distill.errors import ConfigError
+from inpaint_distill.host.adapter import Adapter
 from inpaint_distill.host.attention_discovery import choose_attention, find_attention, named_attention
 from inpaint_distill.host.conventions import find_convention
 from inpaint_distill.host.discovery import choose_encoder, find_encoders, named_stages
@@ -20,14 +22,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from inpaint_distill.host.adapter import Adapter
     from inpaint_distill.host.attention import AttentionSite
     from inpaint_distill.host.attention_discovery import AttentionCandidate
     from inpaint_distill.host.call import HostCall
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.host.trace import Trace
 
-__all__ = ["Plan", "Wanted", "plan_call", "plan_images"]
+__all__ = ["Plan", "Wanted", "choose_adapter", "plan", "plan_call", "plan_images"]
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,49 @@ class Wanted:
         return "given by name" if self.named or self.adapter is None else f"named by adapter {self.adapter.name!r}"
 
 
+def choose_adapter(host: nn.Module, choice: Adapter | str | None) -> Adapter | None:
+    """Return the adapter given, the one of a name, or the one that knows the host.
+
+    Raises:
+        ConfigError: There is no such adapter.
+    """
+    adapters = import_module("inpaint_distill.adapters")
+    if choice is None:
+        return cast("Adapter | None", adapters.find(host))
+    if isinstance(choice, str):
+        return cast("Adapter", adapters.get(choice))
+    if not isinstance(choice, Adapter):
+        found = f"an object of type {type(choice).__name__}"
+        raise ConfigError("an adapter", found, "give the name of a family or an Adapter")
+    return choice
+
+
+def plan(
+    host: nn.Module,
+    image: Tensor,
+    mask: Tensor,
+    *,
+    stages: Sequence[str | Stage] | None = None,
+    attention: Sequence[str | AttentionSite] | None = None,
+    adapter: Adapter | str | None = None,
+) -> Plan:
+    """Show what would be tapped, without touching the host: by its adapter, or by the common conventions in turn.
+
+    Args:
+        host: The model, as before afterwards.
+        image: (B, 3, H, W) in [-1, 1] or [0, 1].
+        mask: (B, 1, H, W), 1 in the hole.
+        stages: As in :func:`~inpaint_distill.attach`.
+        attention: As there.
+        adapter: As there.
+
+    Raises:
+        InputError: Image or mask are not what they should be.
+        PlanError: The host does not run, no stages are found, or a name does not fit.
+    """
+    return plan_images(host, image, mask, Wanted.of(choose_adapter(host, adapter), stages, attention))
+
+
 def plan_call(host: nn.Module, call: HostCall, wanted: Wanted) -> Plan:
     """Plan from the arguments of the host's own call.
 
@@ -147,23 +191,10 @@ def plan_call(host: nn.Module, call: HostCall, wanted: Wanted) -> Plan:
     return _plan(host, trace_call(host, call), wanted, "the host's own")
 
 
-def plan_images(host: nn.Module, image: Tensor, mask: Tensor, wanted: Wanted | None = None) -> Plan:
-    """Plan from an image and a mask: by the adapter, or by the common conventions tried in turn.
-
-    Args:
-        host: The model, as before afterwards.
-        image: (B, 3, H, W) in [-1, 1] or [0, 1].
-        mask: (B, 1, H, W), 1 in the hole.
-        wanted: What has been named; what an adapter of the host's family knows by default.
-
-    Raises:
-        InputError: Image or mask are not what they should be.
-        PlanError: The host does not run, no stages are found, or a name does not fit.
-    """
+def plan_images(host: nn.Module, image: Tensor, mask: Tensor, wanted: Wanted) -> Plan:
+    """Plan from an image and a mask; see :func:`plan`."""
     check_shapes(image, mask)
     check_values(image, mask)
-    if wanted is None:
-        wanted = Wanted.of(import_module("inpaint_distill.adapters").find(host))
     adapter = wanted.adapter
     device = module_device(host)
     image, mask = image.to(device), mask.to(device).float().expand(image.shape[0], -1, -1, -1)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from inpaint_distill.errors import CaptureError
 from inpaint_distill.host.stage import token_grid
-from inpaint_distill.losses.attention_rows import attention_distance, hole_tokens
+from inpaint_distill.losses.attention_distance import attention_distance
 from inpaint_distill.losses.term import Term
+from inpaint_distill.losses.token_grids import hole_tokens
 from inpaint_distill.networks.meta import TokenWeights
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from inpaint_distill.double_backward import double_backward
 from inpaint_distill.errors import CaptureError, ConfigError, InputError
 from inpaint_distill.host.attention import AttentionMap
-from inpaint_distill.losses.attention_rows import attention_distance, hole_tokens, query_neighbours, resample_keys
+from inpaint_distill.losses.attention_distance import attention_distance
+from inpaint_distill.losses.token_grids import hole_tokens, query_neighbours, resample_keys
 
 DISTANCES = ["l2", "l1", "kl"]
 
