@@ -87,6 +87,9 @@ def attach(
             fix = "give AttentionConfig a weight > 0, or name none"
             raise ConfigError(f"attention={list(attention)}", "attention transfer of weight 0", fix)
         attention = ()
+    if inpainting_loss is not None and not callable(inpainting_loss):
+        found = f"a {type(inpainting_loss).__name__}"
+        raise ConfigError("inpainting_loss", found, "give a function of the host's output, the image and the mask")
     if (config.completion or config.fusion) and optimizer is None and image is None:
         raise ConfigError(
             "blocks that stay in the host",
@@ -104,7 +107,7 @@ def attach(
     try:
         distiller.install(image, mask)
     except BaseException:
-        distiller.detach(keep_completion=False)
+        distiller.undo()
         raise
     return distiller
 

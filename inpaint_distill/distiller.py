@@ -17,11 +17,10 @@ from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.guard import forked_rng, module_device
 from inpaint_distill.host.taps import MethodHook, remove_with
 from inpaint_distill.host.watch import Views, Watch
-from inpaint_distill.injection import Injected, adopt, disown, inject
+from inpaint_distill.injection import Injected, adopt, disown, inject, injected
 from inpaint_distill.inputs import check_complete, check_shapes, check_values
 from inpaint_distill.lookahead.host_problem import HostProblem
 from inpaint_distill.lookahead.lookahead import Lookahead
-from inpaint_distill.losses.attention_transfer import AttentionTransfer
 from inpaint_distill.losses.build import build_terms, term_weights
 from inpaint_distill.losses.composer import Composer
 from inpaint_distill.networks.meta import meta_parameters
@@ -82,6 +81,8 @@ class Distiller:
         self._recipe: Recipe | None = None
         self._pending: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._call: HostCall | None = None
+        self._autocast: torch.dtype | None = None
+        self._injects_anew = False
         self._observation: Observation | None = None
         self._ran_without_grad = False
         self._paused = 0
@@ -134,7 +135,7 @@ class Distiller:
             looks_at = {name: term.looks_at for name, term in self._each_term.items()}
             loss = self._composer.combine(terms, self._step, observation, looks_at, edges)
         loss.register_hook(self._companion.arrive)  # type: ignore[no-untyped-call]
-        self._lookahead.remember(self._step, call, image, mask)
+        self._lookahead.remember(self._step, call, image, mask, self._autocast)
         return loss
 
     @property
@@ -193,6 +194,10 @@ class Distiller:
             self._injected.remove(self._host)
             self._injected = None
         return self._host
+
+    def undo(self) -> None:
+        """Take off what has been put on the host so far; blocks that it had before stay."""
+        self.detach(keep_completion=not self._injects_anew)
 
     def __enter__(self) -> Self:
         return self
@@ -258,7 +263,7 @@ class Distiller:
                 with self.paused():
                     self._prepare(plan_call(self._host, call, self._wanted))
             except BaseException:
-                self.detach(keep_completion=False)
+                self.undo()
                 raise
             if self._injected is not None:  # its own hook on the root came too late for this forward
                 self._injected.begin(args, kwargs)
@@ -266,6 +271,8 @@ class Distiller:
         if self._watch is not None:
             self._watch.begin(self._observation.watch if self._observation else None)
         self._call = call
+        device = module_device(self._host).type
+        self._autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._watch is not None and not self._paused:
@@ -296,18 +303,20 @@ class Distiller:
         device = module_device(self._host)
         with forked_rng():
             torch.default_generator.manual_seed(self.config.seed)
+            self._injects_anew = injected(self._host) is None
             self._injected, sites = inject(self._host, plan, self.config)
-            plan = dataclasses.replace(plan, attention=sites)
             self._teacher.bind(self._host)
             paired = self._teacher.plan(plan.stages, plan.image_size, sites)
-            self._terms = build_terms(self.config, plan.stages, paired, sites if self._teacher.attends else ())
+            sites = sites if self._teacher.attends else ()
+            plan = dataclasses.replace(plan, attention=sites)
+            self._terms = build_terms(self.config, plan.stages, paired, sites)
             self._terms.to(device)
         if self._injected is not None and self._optimizer is not None:
             adopt(self._optimizer, self._host, self._injected)
         self._composer.keep(self._terms.keys())
         self._companion = CompanionOptimizer((p for p in self._terms.parameters() if p.requires_grad), self._optimizer)
         self._lookahead = Lookahead(self.config.lookahead, dict(meta_parameters(self._terms)))
-        self._watch = Watch(self._host, plan.stages, sites if AttentionTransfer.name in self._terms else ())
+        self._watch = Watch(self._host, plan.stages, sites)
         added = [(name, sum(p.numel() for p in term.parameters())) for name, term in self._terms.items()]
         inserted = tuple(self._injected.describe()) if self._injected else ()
         self.plan = dataclasses.replace(plan, teacher=self._teacher.describe(), added=tuple(added), injected=inserted)
@@ -344,7 +353,7 @@ class Distiller:
             try:
                 recipe = self._derive(call, image, mask)
             except ReplayError as error:
-                if self._needs_teacher:
+                if self._needs_teacher or self._seeks_hole:
                     raise
                 self._lookahead.give_up(error)
                 return

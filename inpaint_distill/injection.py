@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from inpaint_distill.errors import PlanError
+from inpaint_distill.errors import CaptureError, PlanError
 from inpaint_distill.host.attention import AttentionSite
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.hole import HoleSource
@@ -30,6 +30,12 @@ NAME = "inpaint_distill"
 """Name of the sub-module that holds them in the host."""
 
 
+_NAMES: dict[type[nn.Module], str] = {
+    CompletionBlock: "completion block",
+    GlobalLocalAttention: "attention with global-local fusion",
+}
+
+
 class Injected(nn.Module):
     """What is injected into one host: registered on its root, run by hooks that rewrite the outputs of its stages.
 
@@ -45,6 +51,7 @@ class Injected(nn.Module):
         self._hole: Tensor | None = None
         self._image_size = (0, 0)
         self._calls: dict[int, int] = {}
+        self._over = True
 
     def install(self, host: nn.Module) -> None:
         """Register this on a host that has none yet.
@@ -95,18 +102,28 @@ class Injected(nn.Module):
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the size of the image, and the hole, of a call."""
         self._calls = {}
+        self._over = False
         self._image_size = HostCall(args, kwargs).image_size() or (0, 0)
         self._hole = self.source.read(args, kwargs) if self.source is not None else None
 
     def end(self) -> None:
-        """Forget the hole."""
-        self._hole = None
+        """Note that the forward is over; the hole is kept for what gradient checkpointing runs again in backward."""
+        self._over = True
 
     def rewrite(self, index: int, output: Any) -> Any:
         """Return a module's output with a stage's feature rewritten; what travels with it (a mask) stays as it is."""
         stage = self.stages[index]
         call = self._calls.get(index, 0)
-        self._calls[index] = call + 1
+        if not self._over:
+            self._calls[index] = call + 1
+        elif call == 1:
+            call = 0  # the one call of this forward, run again
+        elif call:
+            raise CaptureError(
+                f"a block after {stage.label}",
+                f"gradient checkpointing of a module that runs {call} times in one forward",
+                "checkpoint other modules, or leave this stage out of completion_levels",
+            )
         block = self.blocks[index]
         completes = isinstance(block, CompletionBlock)
         if call != stage.call or (completes and self._hole is None):
@@ -117,9 +134,8 @@ class Injected(nn.Module):
 
     def describe(self) -> list[str]:
         """Say in one line each what is injected."""
-        names = {CompletionBlock: "completion block", GlobalLocalAttention: "attention with global-local fusion"}
         return [
-            f"{names[type(block)]} after {stage.label}: {sum(p.numel() for p in block.parameters()):,} parameters"
+            f"{_NAMES[type(block)]} after {stage.label}: {sum(p.numel() for p in block.parameters()):,} parameters"
             for block, stage in zip(self.blocks, self.stages, strict=True)
         ]
 
@@ -169,7 +185,7 @@ class _Begin(_Hook):
 
 
 class _End(_Hook):
-    """Root hook that forgets it."""
+    """Root hook that ends it."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.own.end()
@@ -193,7 +209,7 @@ def injected(host: nn.Module) -> Injected | None:
 
 
 def inject(host: nn.Module, plan: Plan, config: Config) -> tuple[Injected | None, tuple[AttentionSite, ...]]:
-    """Inject what a configuration asks for; a host that has been injected before keeps what it has.
+    """Inject what a configuration asks for, or take what an earlier distiller left in the host.
 
     Args:
         host: The model; its outputs do not change.
@@ -205,19 +221,29 @@ def inject(host: nn.Module, plan: Plan, config: Config) -> tuple[Injected | None
 
     Raises:
         ConfigError: A block does not fit its stage.
-        PlanError: The host cannot hold sub-modules.
+        PlanError: The host cannot hold sub-modules, or has others already.
     """
     if not (config.completion or config.fusion):
         return None, plan.attention
     own = injected(host)
     if own is None:
         completed = completion_stages(plan.stages, config, plan.image_size) if config.completion else []
+        added: list[tuple[nn.Module, Stage]] = [(CompletionBlock(stage.channels), stage) for stage in completed]
+        if config.fusion:
+            added.append((GlobalLocalAttention(plan.stages[-1].channels), plan.stages[-1]))
         own = Injected()
         own.install(host)
-        for stage in completed:
-            own.add(host, CompletionBlock(stage.channels), stage)
-        if config.fusion:
-            own.add(host, GlobalLocalAttention(plan.stages[-1].channels), plan.stages[-1])
+        for block, stage in added:
+            own.add(host, block, stage)
+    else:
+        kinds = {type(block) for block in own.blocks}
+        wanted = {CompletionBlock: config.completion, GlobalLocalAttention: config.fusion}
+        if any(asked != (kind in kinds) for kind, asked in wanted.items()):
+            raise PlanError(
+                f"to inject {' and '.join(_NAMES[kind] for kind, asked in wanted.items() if asked)}",
+                f"the host has {' and '.join(_NAMES[kind] for kind in wanted if kind in kinds)} already",
+                "ask for what is there, or take it out first: distiller.detach(keep_completion=False)",
+            )
     site = _attention_site(own) if config.attention.weight else None
     return own, (*plan.attention, site) if site else plan.attention
 
@@ -268,13 +294,20 @@ def adopt(optimizer: torch.optim.Optimizer, host: nn.Module, own: Injected) -> N
         beside = {id(parameter) for parameter in host.get_submodule(stage.name).parameters()}
         chosen = next((g for g in groups if any(id(p) in beside for p in g["params"])), groups[0])
         present = {id(parameter) for group in groups for parameter in group["params"]}
-        chosen["params"].extend(p for p in block.parameters() if id(p) not in present)
+        wanted = {id(parameter) for parameter in block.parameters()} - present
+        added = [(name, parameter) for name, parameter in own.named_parameters(NAME) if id(parameter) in wanted]
+        chosen["params"].extend(parameter for _, parameter in added)
+        if "param_names" in chosen:  # of an optimizer made from named_parameters()
+            chosen["param_names"].extend(name for name, _ in added)
 
 
 def disown(optimizer: torch.optim.Optimizer, own: Injected) -> None:
     """Take the injected parameters, and their moments, out of the user's optimizer."""
     gone = {id(parameter) for parameter in own.parameters()}
     for group in optimizer.param_groups:
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
+        kept = [number for number, parameter in enumerate(group["params"]) if id(parameter) not in gone]
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key] = [group[key][number] for number in kept]
     for parameter in own.parameters():
         optimizer.state.pop(parameter, None)

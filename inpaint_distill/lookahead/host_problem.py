@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from inpaint_distill.errors import ConfigError
 from inpaint_distill.host.guard import untouched
 from inpaint_distill.host.outputs import restored_images
 from inpaint_distill.host.watch import Views, Watch
@@ -35,17 +36,25 @@ _FIX = "give attach(inpainting_loss=...) a function of the host's output, the im
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's batch, kept for a look-ahead: copies, so that a loader may fill its buffers again."""
+    """One step's batch, kept for a look-ahead: copies, so that a loader may fill its buffers again.
+
+    Attributes:
+        call: The host's own call.
+        image: Complete image (B, 3, H, W).
+        mask: (B or 1, 1, H, W).
+        autocast: The type that the host's forward was cast to; ``None`` for none.
+    """
 
     call: HostCall
     image: Tensor
     mask: Tensor
+    autocast: torch.dtype | None = None
 
     @staticmethod
-    def copy(call: HostCall, image: Tensor, mask: Tensor) -> Batch:
+    def copy(call: HostCall, image: Tensor, mask: Tensor, autocast: torch.dtype | None = None) -> Batch:
         """Copy what a host was called with."""
         kept = call.rebuild(lambda _, tensor: tensor.detach().clone())
-        return Batch(kept, image.detach().clone(), mask.detach().clone())
+        return Batch(kept, image.detach().clone(), mask.detach().clone(), autocast)
 
 
 def hole_weighted_l1(output: Any, target: Tensor, mask: Tensor) -> Tensor:
@@ -135,7 +144,7 @@ class HostProblem:
         image, mask = self.first.image, self.first.mask
         watch = Watch(self.host, self.stages, self.sites)
         try:
-            seen = watch.run(lambda: self._forward(theta, self.first.call), (image.shape[2], image.shape[3]))
+            seen = watch.run(lambda: self._forward(theta, self.first), (image.shape[2], image.shape[3]))
         finally:
             watch.remove()
         seen.features = [feature.float() for feature in seen.features]
@@ -154,12 +163,19 @@ class HostProblem:
     def inpainting(self, theta: Parameters) -> Tensor:
         """Compute the inpainting loss on batch B."""
         batch = self.second
-        output = self._forward(theta, batch.call)
+        output = self._forward(theta, batch)
         if self.inpainting_loss is not None:
-            return self.inpainting_loss(output, batch.image, batch.mask)
+            loss = self.inpainting_loss(output, batch.image, batch.mask)
+            if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+                found = f"{tuple(loss.shape)} tensor" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
+                found += "" if getattr(loss, "requires_grad", True) else " without a gradient"
+                fix = "return one number that depends on the output: `(error * mask).mean()`"
+                raise ConfigError("one number from inpainting_loss(output, image, mask)", f"a {found}", fix)
+            return loss
         return hole_weighted_l1(output, self.recipe.target(batch.call, batch.image), batch.mask)
 
-    def _forward(self, theta: Parameters, call: HostCall) -> Any:
+    def _forward(self, theta: Parameters, batch: Batch) -> Any:
         own = {key: each for key, each in theta.items() if key.startswith("host.")}
-        with untouched(self.host):
-            return functional_call(self._runner, own, (call,))
+        kind = batch.image.device.type
+        with untouched(self.host), torch.autocast(kind, dtype=batch.autocast, enabled=batch.autocast is not None):
+            return functional_call(self._runner, own, (batch.call,))

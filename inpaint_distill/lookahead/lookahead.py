@@ -49,7 +49,9 @@ class Lookahead:
         self._unrolls = config.engine == "unroll"
         self._optimizer = torch.optim.Adam(list(self.meta.values()), lr=config.meta_lr) if self.meta else None
 
-    def remember(self, step: int, call: HostCall, image: Tensor, mask: Tensor) -> None:
+    def remember(
+        self, step: int, call: HostCall, image: Tensor, mask: Tensor, autocast: torch.dtype | None = None
+    ) -> None:
         """Copy a batch where the look-ahead after this step, or the next, will need it.
 
         Args:
@@ -57,13 +59,14 @@ class Lookahead:
             call: The host's own call.
             image: Complete image (B, 3, H, W).
             mask: (B, 1, H, W).
+            autocast: The type that the host's forward was cast to.
         """
         if not self.active:
             return
         if self._pending:
-            self._restore(call)
+            self._restore(call, autocast)
         if (step + 1) % self.config.every == 0 or (step + 2) % self.config.every == 0:
-            self._batches.append(Batch.copy(call, image, mask))
+            self._batches.append(Batch.copy(call, image, mask, autocast))
 
     def due(self, steps: int) -> bool:
         """Tell whether a look-ahead follows the step just done; two batches have to be there.
@@ -153,7 +156,7 @@ class Lookahead:
                 self._optimizer.state[own][key] = value.to(own.device) if value.ndim else value
         self._pending = {name[len("batches/") :]: v for name, v in tensors.items() if name.startswith("batches/")}
 
-    def _restore(self, call: HostCall) -> None:
+    def _restore(self, call: HostCall, autocast: torch.dtype | None) -> None:
         pending, self._pending = self._pending, {}
         for index in range(2):
             kept = {key[2:]: value for key, value in pending.items() if key.startswith(f"{index}/")}
@@ -162,4 +165,4 @@ class Lookahead:
             device = next(tensor for _, tensor in call.tensors()).device
             saved = iter([kept[f"call{number}"] for number in range(len(kept) - 2)])
             old = call.rebuild(lambda _, tensor, saved=saved: next(saved).to(tensor.device))  # type: ignore[misc]
-            self._batches.append(Batch(old, kept["image"].to(device), kept["mask"].to(device)))
+            self._batches.append(Batch(old, kept["image"].to(device), kept["mask"].to(device), autocast))
