@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,10 @@ from inpaint_distill.lookahead.host_problem import HostProblem
 from inpaint_distill.lookahead.lookahead import Lookahead
 from inpaint_distill.losses.build import build_terms, term_weights
 from inpaint_distill.losses.composer import Composer
+from inpaint_distill.losses.terms import Terms
 from inpaint_distill.networks.meta import meta_parameters
 from inpaint_distill.plan import Plan, Wanted, plan_call, plan_images
-from inpaint_distill.state import part, read_state, write_state
+from inpaint_distill.state import Stateful, pack, read_state, unpack, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from inpaint_distill.host.watch import Place
     from inpaint_distill.lookahead.host_problem import Batch, InpaintingLoss
     from inpaint_distill.losses.balance import Observation
-    from inpaint_distill.losses.term import Term
     from inpaint_distill.teachers.base import Teacher
 
 __all__ = ["Distiller"]
@@ -73,7 +73,7 @@ class Distiller:
         self._wanted = wanted
         self._inpainting_loss = inpainting_loss
         self._composer = Composer(config, term_weights(config))
-        self._terms = nn.ModuleDict()
+        self._terms = Terms()
         self._companion = CompanionOptimizer([], optimizer)
         self._lookahead = Lookahead(config.lookahead, {})
         self._injected: Injected | None = None
@@ -123,17 +123,13 @@ class Distiller:
         if checked:
             check_values(image, mask)
         self._explain(call, image, mask, checked=checked)
-        teacher = self._teacher.views(*self._teacher_call(call, image)) if self._needs_teacher else Views()
+        teacher = self._teacher.views(*self._teacher_call(call, image)) if self._terms.needs_teacher else Views()
         with torch.autocast(image.device.type, enabled=False):
             for views in (student, teacher):
                 views.features = [feature.float() for feature in views.features]
             hole = mask.float().expand(image.shape[0], -1, -1, -1)
-            terms = {
-                name: term(getattr(student, term.looks_at), getattr(teacher, term.looks_at), hole)
-                for name, term in self._each_term.items()
-            }
-            looks_at = {name: term.looks_at for name, term in self._each_term.items()}
-            loss = self._composer.combine(terms, self._step, observation, looks_at, edges)
+            terms = self._terms(student, teacher, hole)
+            loss = self._composer.combine(terms, self._step, observation, self._terms.looks_at, edges)
         loss.register_hook(self._companion.arrive)  # type: ignore[no-untyped-call]
         self._lookahead.remember(self._step, call, image, mask, self._autocast)
         return loss
@@ -152,7 +148,7 @@ class Distiller:
 
         Empty where the channels weigh alike because no meta-network weighs them.
         """
-        return {name: each for term in self._each_term.values() for name, each in term.channel_weights.items()}
+        return self._terms.channel_weights
 
     def step(self) -> None:
         """Follow one optimizer step; called by the optimizer's own hook where one was given to :func:`attach`."""
@@ -217,15 +213,7 @@ class Distiller:
             raise StateError(
                 f"to save the distiller to {path}", "the host has not run yet", "save after the first step"
             )
-        parts = {
-            "terms": (dict(self._terms.state_dict()), {}),
-            "teacher": self._teacher.state(),
-            "companion": self._companion.state(),
-            "composer": self._composer.state(),
-            "lookahead": self._lookahead.state(),
-        }
-        tensors = {f"{name}/{key}": tensor for name, (own, _) in parts.items() for key, tensor in own.items()}
-        values = {name: own for name, (_, own) in parts.items()}
+        tensors, values = pack(self._parts)
         meta = {"step": self._step, "config": to_dict(self.config), "stages": [stage.label for stage in self._stages]}
         if self._injected is not None:
             meta["injected"] = self._injected.to_spec()
@@ -314,7 +302,7 @@ class Distiller:
         if self._injected is not None and self._optimizer is not None:
             adopt(self._optimizer, self._host, self._injected)
         self._composer.keep(self._terms.keys())
-        self._companion = CompanionOptimizer((p for p in self._terms.parameters() if p.requires_grad), self._optimizer)
+        self._companion = CompanionOptimizer(self._terms.trained(), self._optimizer)
         self._lookahead = Lookahead(self.config.lookahead, dict(meta_parameters(self._terms)))
         self._watch = Watch(self._host, plan.stages, sites)
         added = [(name, sum(p.numel() for p in term.parameters())) for name, term in self._terms.items()]
@@ -330,22 +318,26 @@ class Distiller:
         if values["stages"] != labels:
             found = f"saved from stages {', '.join(values['stages'])}; these are {', '.join(labels)}"
             raise StateError("a saved distiller", found, "load it into the host it was saved from")
-        try:
-            self._terms.load_state_dict(part(tensors, "terms"))
-            self._teacher.load(part(tensors, "teacher"), values["parts"]["teacher"])
-            self._companion.load(part(tensors, "companion"), values["parts"]["companion"])
-            self._composer.load(part(tensors, "composer"))
-            self._lookahead.load(part(tensors, "lookahead"), values["parts"]["lookahead"])
-            if self._injected is not None:
-                self._injected.source = Injected.read_source(values["injected"])
-        except (RuntimeError, KeyError, ValueError, IndexError) as error:
-            raise StateError("a saved distiller", f"{error}", "load it into the host it was saved from") from None
+        unpack(self._parts, tensors, values["parts"])
+        if self._injected is not None:
+            self._injected.source = Injected.read_source(values["injected"])
+
+    @property
+    def _parts(self) -> dict[str, Stateful]:
+        """What has a state, by the name under which it is saved."""
+        return {
+            "terms": self._terms,
+            "teacher": self._teacher,
+            "companion": self._companion,
+            "composer": self._composer,
+            "lookahead": self._lookahead,
+        }
 
     # -- what happens in a step ----------------------------------------------------------------------------------
 
     def _explain(self, call: HostCall, image: Tensor, mask: Tensor, *, checked: bool) -> None:
         """Find out which of the call's arguments carry image and mask, where that is not known or has changed."""
-        if not (self._needs_teacher or self._seeks_hole or self._lookahead.active):
+        if not (self._terms.needs_teacher or self._seeks_hole or self._lookahead.active):
             return
         recipe = self._recipe
         if recipe is None or recipe.signature != call.signature() or (checked and not recipe.fits(call, image, mask)):
@@ -353,7 +345,7 @@ class Distiller:
             try:
                 recipe = self._derive(call, image, mask)
             except ReplayError as error:
-                if self._needs_teacher or self._seeks_hole:
+                if self._terms.needs_teacher or self._seeks_hole:
                     raise
                 self._lookahead.give_up(error)
                 return
@@ -404,13 +396,15 @@ class Distiller:
         """Pose a look-ahead on two batches."""
         if self._recipe is None:
             raise ReplayError("a look-ahead", "a host that has not run yet", "call the host, then loss()")
-        teacher = self._teacher.look(*self._teacher_call(first.call, first.image)) if self._needs_teacher else Views()
+        teacher = (
+            self._teacher.look(*self._teacher_call(first.call, first.image)) if self._terms.needs_teacher else Views()
+        )
         teacher.features = [feature.float() for feature in teacher.features]
         return HostProblem(
             host=self._host,
             stages=self._stages,
             sites=self._watch.sites if self._watch else (),
-            terms=self._each_term,
+            terms=self._terms.each,
             factors=self._composer.factors(),
             first=first,
             teacher=teacher,
@@ -422,14 +416,6 @@ class Distiller:
     @property
     def _stages(self) -> tuple[Stage, ...]:
         return self.plan.stages if self.plan else ()
-
-    @property
-    def _each_term(self) -> dict[str, Term]:
-        return cast("dict[str, Term]", dict(self._terms.items()))
-
-    @property
-    def _needs_teacher(self) -> bool:
-        return any(term.needs_teacher for term in self._each_term.values())
 
     @property
     def _seeks_hole(self) -> bool:

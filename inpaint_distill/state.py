@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["part", "read_state", "write_state"]
+__all__ = ["Stateful", "pack", "read_state", "unpack", "write_state"]
 
 _FORMAT = "inpaint_distill/1"
 
@@ -47,13 +47,35 @@ def write_state(path: str | Path, tensors: dict[str, Tensor], values: dict[str, 
         raise
 
 
-def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return the tensors whose name begins with ``name/``, without that.
+class Stateful(Protocol):
+    """Something whose state is saved: as tensors, and as JSON values."""
 
-    >>> part({"a/x": 1, "a/y/z": 2, "b/x": 3}, "a")
-    {'x': 1, 'y/z': 2}
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return it."""
+
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take it back."""
+
+
+def pack(parts: Mapping[str, Stateful]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Gather the state of several parts, the names of each part's tensors beginning with its own."""
+    states = {name: part.state() for name, part in parts.items()}
+    tensors = {f"{name}/{key}": tensor for name, (own, _) in states.items() for key, tensor in own.items()}
+    return tensors, {name: own for name, (_, own) in states.items()}
+
+
+def unpack(parts: Mapping[str, Stateful], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Give each part its state back.
+
+    Raises:
+        StateError: A part does not fit what was saved.
     """
-    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
+    try:
+        for name, part in parts.items():
+            own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
+            part.load(own, values[name])
+    except (RuntimeError, KeyError, ValueError, IndexError) as error:
+        raise StateError("a saved distiller", f"{error}", "load it into the host it was saved from") from None
 
 
 def read_state(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from inpaint_distill.errors import ConfigError
 from inpaint_distill.losses.attention_transfer import AttentionTransfer
 from inpaint_distill.losses.cross import CrossDistillation
 from inpaint_distill.losses.self_distillation import SelfDistillation
+from inpaint_distill.losses.terms import Terms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +35,7 @@ def term_weights(config: Config) -> dict[str, float]:
 
 def build_terms(
     config: Config, student: Sequence[Stage], teacher: Sequence[Stage], sites: Sequence[AttentionSite] = ()
-) -> nn.ModuleDict:
+) -> Terms:
     """Build the terms whose weight is not zero, with their networks; attention transfer where there is attention.
 
     Args:
@@ -59,7 +58,7 @@ def build_terms(
             if needed == AttentionTransfer.name:
                 fix += ", name the attention (attach(attention=...)), or inject one (Config(fusion=True))"
             raise ConfigError(f"the meta-network {network!r}", f"no {needed} term on this host", fix)
-    terms = nn.ModuleDict()
+    terms = Terms()
     if CrossDistillation.name in weights:
         terms[CrossDistillation.name] = CrossDistillation(
             config.cross, student, teacher, predictor=config.predictor, meta=meta

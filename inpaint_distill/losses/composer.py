@@ -98,7 +98,7 @@ class Composer:
         factors = self.balancer.factors if self.balancer else {}
         return {name: factor for name, factor in factors.items() if factor is not None}, {}
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take the factors back."""
         if self.balancer:
             self.balancer.factors.update(tensors)
