@@ -74,14 +74,14 @@ def attach(
             raise ConfigError(f"{name}={value!r}", "one name", f"give a list of names in order: [{value!r}, ...]")
     if (image is None) != (mask is None):
         raise ConfigError("an image and a mask to plan with", "only one of them", "give both, or neither")
-    if not isinstance(config, Config):
-        config = from_dict(Config, config or {})
-    short: dict[str, Any] = {"teacher": teacher} if isinstance(teacher, str) else {}
+    values: dict[str, Any] = to_dict(config) if isinstance(config, Config) else dict(config or {})
+    if isinstance(teacher, str):
+        values["teacher"] = teacher
     if completion is not None:
-        short["completion"] = completion
+        values["completion"] = completion
     if lookahead is not None:
-        short["lookahead"] = {**to_dict(config.lookahead), "engine": lookahead}
-    config = from_dict(Config, {**to_dict(config), **short})
+        values["lookahead"] = {**values.get("lookahead", {}), "engine": lookahead}
+    config = from_dict(Config, values)
     if not config.attention.weight:
         if attention:
             fix = "give AttentionConfig a weight > 0, or name none"

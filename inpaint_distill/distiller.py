@@ -152,6 +152,8 @@ class Distiller:
 
     def step(self) -> None:
         """Follow one optimizer step; called by the optimizer's own hook where one was given to :func:`attach`."""
+        if not self._attached:
+            return
         self._companion.step()
         self._teacher.update(self._host)
         self._step += 1
@@ -292,12 +294,17 @@ class Distiller:
         with forked_rng():
             torch.default_generator.manual_seed(self.config.seed)
             self._injects_anew = injected(self._host) is None
-            self._injected, sites = inject(self._host, plan, self.config)
+            self._injected, sites = inject(self._host, plan, self.config, tap=self._wanted.taps_attention)
             self._teacher.bind(self._host)
             paired = self._teacher.plan(plan.stages, plan.image_size, sites)
-            sites = sites if self._teacher.attends else ()
+            if sites and not self._teacher.sites:
+                if self._wanted.names_attention:
+                    found = f"the teacher, {self._teacher.describe()}, has no attention that is named"
+                    fix = "name it: ModuleTeacher(module, attention=[...]), or leave out attach(attention=...)"
+                    raise PlanError("attention transfer between the layers named", found, fix)
+                sites = ()
             plan = dataclasses.replace(plan, attention=sites)
-            self._terms = build_terms(self.config, plan.stages, paired, sites)
+            self._terms = build_terms(self.config, plan.stages, paired, sites, self._teacher.sites)
             self._terms.to(device)
         if self._injected is not None and self._optimizer is not None:
             adopt(self._optimizer, self._host, self._injected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from inpaint_distill.errors import CaptureError, PlanError
@@ -18,8 +19,6 @@ from inpaint_distill.networks.fusion import GlobalLocalAttention
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import torch
 
     from inpaint_distill.config import Config
     from inpaint_distill.plan import Plan
@@ -126,10 +125,14 @@ class Injected(nn.Module):
             )
         block = self.blocks[index]
         completes = isinstance(block, CompletionBlock)
-        if call != stage.call or (completes and self._hole is None):
+        # A teacher's copy, and the first forward, do not know the hole. Training begins with an empty one, so that the
+        # block's parameters are in the graph from the first step on.
+        blind = completes and self._hole is None
+        if call != stage.call or (blind and not torch.is_grad_enabled()):
             return output
         feature = stage.as_map(select(output, stage.select), self._image_size)
-        changed = stage.as_output(block(feature, self._hole) if completes else block(feature))
+        hole = feature.new_zeros(feature.shape[0], 1, *self._image_size) if blind else self._hole
+        changed = stage.as_output(block(feature, hole) if completes else block(feature))
         return rebuild(output, lambda path, tensor: changed if path == stage.select else tensor)
 
     def describe(self) -> list[str]:
@@ -208,13 +211,16 @@ def injected(host: nn.Module) -> Injected | None:
     return own if isinstance(own, Injected) else None
 
 
-def inject(host: nn.Module, plan: Plan, config: Config) -> tuple[Injected | None, tuple[AttentionSite, ...]]:
+def inject(
+    host: nn.Module, plan: Plan, config: Config, *, tap: bool = True
+) -> tuple[Injected | None, tuple[AttentionSite, ...]]:
     """Inject what a configuration asks for, or take what an earlier distiller left in the host.
 
     Args:
         host: The model; its outputs do not change.
         plan: Its stages and attention.
         config: ``completion`` and ``fusion``.
+        tap: Whether the injected attention is to be tapped.
 
     Returns:
         What is in the host (``None`` where nothing was asked for), and the attention to tap, with the injected one.
@@ -244,7 +250,7 @@ def inject(host: nn.Module, plan: Plan, config: Config) -> tuple[Injected | None
                 f"the host has {' and '.join(_NAMES[kind] for kind in wanted if kind in kinds)} already",
                 "ask for what is there, or take it out first: distiller.detach(keep_completion=False)",
             )
-    site = _attention_site(own) if config.attention.weight else None
+    site = _attention_site(own) if tap else None
     return own, (*plan.attention, site) if site else plan.attention
 
 

@@ -106,12 +106,14 @@ class Wanted:
         attention: Attention layers, names or globs; ``None`` finds them, an empty list taps none.
         adapter: What is known about the host's family.
         named: Whether ``stages`` are the user's own.
+        names_attention: Whether ``attention`` is, and is not empty.
     """
 
     stages: Sequence[str | Stage] | None = None
     attention: Sequence[str | AttentionSite] | None = None
     adapter: Adapter | None = None
     named: bool = False
+    names_attention: bool = False
 
     @staticmethod
     def of(
@@ -126,7 +128,13 @@ class Wanted:
             attention=known[1] if attention is None else attention,
             adapter=adapter,
             named=bool(stages),
+            names_attention=bool(attention),
         )
+
+    @property
+    def taps_attention(self) -> bool:
+        """Whether any attention is to be tapped; an empty list says no."""
+        return self.attention is None or bool(len(self.attention))
 
     @property
     def source(self) -> str:
@@ -220,7 +228,7 @@ def _plan(host: nn.Module, trace: Trace, wanted: Wanted, call: str) -> Plan:
         reason = f"encoder {chosen + 1} of {len(encoders)}: the most levels, and of these the last to run"
     sites: tuple[AttentionSite, ...] = ()
     candidates: tuple[AttentionCandidate, ...] = ()
-    if trace.run is not None and (wanted.attention is None or len(wanted.attention)):
+    if trace.run is not None and wanted.taps_attention:
         candidates = tuple(find_attention(host, trace.run, trace.image_size))
         named = wanted.attention is not None
         sites = named_attention(candidates, wanted.attention or ()) if named else choose_attention(candidates)

@@ -141,14 +141,24 @@ def _read_softmax(output: Tensor, input: Tensor, dim: int | None = None, *_: Any
     if axis == 0:
         refusal = f"a softmax over dimension {dim} of {tuple(input.shape)}: not a map of queries and keys"
         return AttentionCall(kind="softmax", refusal=refusal)
-    rows = _rows(output, axis)
+    rows, logits = _rows(output, axis), _rows(input, axis)
     return AttentionCall(
         kind="softmax",
-        map=AttentionMap(rows=rows, logits=_rows(input, axis)),
+        map=AttentionMap(rows=rows, logits=logits, bias=_zeroed(logits) if axis == 1 else None),
         shape=tuple(rows.shape),
         own=(output,),
         folded=input.ndim == 3 or axis == 1,
     )
+
+
+def _zeroed(logits: Tensor) -> Tensor:
+    """Return -inf for the keys whose logits are exactly 0 at every query, (lead, heads, 1, Nk), and 0 for the others.
+
+    DeepFill's patch attention takes hole keys out by a factor of 0, before the softmax and once more after it. What the
+    softmax itself gives them never reaches the host.
+    """
+    hidden = (logits.detach() == 0).all(2, keepdim=True)
+    return torch.zeros_like(hidden, dtype=logits.dtype).masked_fill(hidden, -torch.inf)
 
 
 def _rows(tensor: Tensor, axis: int) -> Tensor:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-import sys
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +24,13 @@ from inpaint_distill.host.attention_calls import (
     read_function,
     read_mha,
 )
-from inpaint_distill.host.guard import untouched
+from inpaint_distill.host.guard import uncompiled, untouched
 from inpaint_distill.host.stage import level_of, token_grid
 from inpaint_distill.host.taps import Hook
 from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
 
 __all__ = ["AttentionCandidate", "choose_attention", "find_attention", "named_attention"]
 
@@ -78,20 +75,12 @@ def find_attention(host: nn.Module, run: Callable[[], Any], image_size: tuple[in
         for module in recorder.names:
             handles.append(module.register_forward_pre_hook(recorder.begin, with_kwargs=True))
             handles.append(module.register_forward_hook(recorder.end, with_kwargs=True))
-        with untouched(host), torch.no_grad(), _uncompiled(), _Watching(recorder):
+        with untouched(host), torch.no_grad(), uncompiled(), _Watching(recorder):
             run()
     finally:
         for handle in handles:
             handle.remove()
     return [candidate for _, candidate in sorted(recorder.found, key=lambda each: each[0])]
-
-
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Run what was compiled as it was written: a compiled graph shows no function to a mode."""
-    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        return stance
-    return nullcontext()
 
 
 def choose_attention(candidates: Sequence[AttentionCandidate]) -> tuple[AttentionSite, ...]:

@@ -151,7 +151,7 @@ def _readings(shape: tuple[int, ...], image_size: tuple[int, int]) -> Iterator[t
 
 def _candidates(trace: Trace, *, inside_blocks: bool) -> list[_Map]:
     """List the maps that can be a stage, in the order in which they were completed."""
-    hidden = [event for event in trace.events if not event.leaf and _is_attention(event)]
+    hidden = [event for event in trace.events if event.name and not event.leaf and _is_attention(event)]
     blocks = [event for event in trace.events if not event.leaf and _goes_down_once(event, trace.image_size)]
     if not inside_blocks:
         hidden += blocks

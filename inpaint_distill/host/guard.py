@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from contextlib import contextmanager
+import sys
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from inpaint_distill.host.tree import tensors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["copy_module", "forked_rng", "module_device", "untouched"]
+__all__ = ["copy_module", "forked_rng", "module_device", "uncompiled", "untouched"]
 
 
 @contextmanager
@@ -108,3 +109,11 @@ def copy_module(module: nn.Module) -> nn.Module:
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(module, memo)
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Run what was compiled as it was written: a compiled graph runs no hook that was put on later."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
+    return nullcontext()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inpaint_distill.errors import PlanError
-from inpaint_distill.host.guard import untouched
+from inpaint_distill.host.guard import uncompiled, untouched
 from inpaint_distill.host.taps import Hook
 from inpaint_distill.host.tree import Path, tensors
 
@@ -116,7 +116,7 @@ def trace_forward(host: nn.Module, run: Callable[[], Any]) -> list[Event]:
         for module in recorder.names:
             handles.append(module.register_forward_pre_hook(recorder.begin, with_kwargs=True))
             handles.append(module.register_forward_hook(recorder.end))
-        with untouched(host), torch.no_grad():
+        with untouched(host), torch.no_grad(), uncompiled():
             run()
     finally:
         for handle in handles:

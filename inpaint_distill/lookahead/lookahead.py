@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Lookahead"]
 
+_EPSILON = 1e-12  # of Adam: the gradient carries the weights and factors of the terms, which may be small
+
 
 class Lookahead:
     """Train meta-networks by the inpainting loss after a look-ahead, every few optimizer steps (DGI).
@@ -45,9 +47,12 @@ class Lookahead:
         self.active = config.engine != "off" and bool(self.meta)
         self.objective: Tensor | None = None
         self._batches: deque[Batch] = deque(maxlen=2)
+        self._last = -1
         self._pending: dict[str, Tensor] = {}
         self._unrolls = config.engine == "unroll"
-        self._optimizer = torch.optim.Adam(list(self.meta.values()), lr=config.meta_lr) if self.meta else None
+        self._optimizer = (
+            torch.optim.Adam(list(self.meta.values()), lr=config.meta_lr, eps=_EPSILON) if self.meta else None
+        )
 
     def remember(
         self, step: int, call: HostCall, image: Tensor, mask: Tensor, autocast: torch.dtype | None = None
@@ -66,7 +71,10 @@ class Lookahead:
         if self._pending:
             self._restore(call, autocast)
         if (step + 1) % self.config.every == 0 or (step + 2) % self.config.every == 0:
+            if self._batches and self._last == step:  # of several batches of one step, the last
+                self._batches.pop()
             self._batches.append(Batch.copy(call, image, mask, autocast))
+            self._last = step
 
     def due(self, steps: int) -> bool:
         """Tell whether a look-ahead follows the step just done; two batches have to be there.
@@ -144,11 +152,14 @@ class Lookahead:
             kept = {"image": batch.image, "mask": batch.mask}
             kept |= {f"call{number}": tensor for number, (_, tensor) in enumerate(batch.call.tensors())}
             tensors |= {f"batches/{index}/{key}": value for key, value in kept.items()}
-        return tensors, {"active": self.active, "unrolls": self._unrolls}
+        tensors |= {f"batches/{key}": value for key, value in self._pending.items()}
+        return tensors, {"active": self.active, "unrolls": self._unrolls, "last": self._last}
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take them back; a batch waits for the next call of the host, which has its arguments that are no tensors."""
         self.active, self._unrolls = bool(values["active"]), bool(values["unrolls"])
+        self._last = int(values["last"])
+        self._batches.clear()
         for name, value in tensors.items():
             if name.startswith("moments/") and self._optimizer is not None:
                 _, parameter, key = name.split("/")

@@ -130,7 +130,8 @@ class _Fused(torch.autograd.Function):
         indices, parts = [], []
         for batch, blocks in groups:
             own_key, key = (side.take_keys(batch, pair.dtype) for side in (pair.own, pair.other))
-            of_keys = None if own_key is None else torch.zeros_like(own_key)
+            # Contiguous: hosts keep their heads innermost, and the gradients of maps and heads are added as one batch.
+            of_keys = None if own_key is None else torch.zeros_like(own_key, memory_format=torch.contiguous_format)
             for block in blocks:
                 own = pair.own_rows(own_key, block)
                 other, sees = pair.other_rows(key, block, own.visible)

@@ -11,7 +11,7 @@ from inpaint_distill.errors import CaptureError
 from inpaint_distill.host.stage import token_grid
 from inpaint_distill.losses.attention_distance import attention_distance
 from inpaint_distill.losses.term import Term
-from inpaint_distill.losses.token_grids import hole_tokens
+from inpaint_distill.losses.token_grids import hole_tokens, query_neighbours
 from inpaint_distill.networks.meta import TokenWeights
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from inpaint_distill.config import AttentionConfig
     from inpaint_distill.host.attention import AttentionMap, AttentionSite
+    from inpaint_distill.losses.token_grids import Grid
 
 __all__ = ["AttentionTransfer"]
 
@@ -32,7 +33,7 @@ class AttentionTransfer(Term):
     Args:
         settings: Weight and distance.
         sites: The host's attention layers.
-        channels: Channels of the feature that enters each, where ``t`` is there; 0 where it cannot be read as tokens.
+        teacher_sites: The teacher's, one for each.
         meta: Whether ``t`` is there.
 
     Shape:
@@ -47,16 +48,16 @@ class AttentionTransfer(Term):
         self,
         settings: AttentionConfig,
         sites: Sequence[AttentionSite],
-        channels: Sequence[int] = (),
+        teacher_sites: Sequence[AttentionSite],
         *,
         meta: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.settings = settings
         self.sites = tuple(sites)
-        self.t = (
-            nn.ModuleList(TokenWeights(each) if each else nn.Identity() for each in channels) if "t" in meta else None
-        )
+        self.teacher_sites = tuple(teacher_sites)
+        channels = [site.channels for site in teacher_sites] if "t" in meta else []  # 0 where there are no tokens
+        self.t = nn.ModuleList(TokenWeights(each) if each else nn.Identity() for each in channels)
 
     def forward(
         self,
@@ -77,7 +78,7 @@ class AttentionTransfer(Term):
                     own,
                     other,
                     hole,
-                    self._weights(number, site, other, hole, size),
+                    self._weights(number, other, hole, grid, size),
                     distance=self.settings.distance,
                     student_grid=grid if batch == mask.shape[0] else None,
                     teacher_grid=token_grid(_counts(other)[1], size),
@@ -85,16 +86,20 @@ class AttentionTransfer(Term):
             )
         return torch.stack(values).sum()
 
-    def _weights(
-        self, number: int, site: AttentionSite, teacher: AttentionMap, hole: Tensor, size: tuple[int, int]
-    ) -> Tensor:
-        """Return ``t`` (B, Nq)."""
-        network = self.t[number] if self.t is not None else None
+    def _weights(self, number: int, teacher: AttentionMap, hole: Tensor, grid: Grid, size: tuple[int, int]) -> Tensor:
+        """Return ``t`` (B, Nq) for the host's queries."""
+        network = self.t[number] if self.t else None
         if isinstance(network, TokenWeights) and teacher.entering is not None:
-            tokens = site.entering_tokens(teacher.entering.detach().float(), hole.shape[1], hole.shape[0], size)
+            entering, (batch, queries) = teacher.entering.detach().float(), _counts(teacher)
+            tokens = self.teacher_sites[number].entering_tokens(entering, queries, batch, size)
             if tokens is not None:
                 weights: Tensor = network(tokens)
-                return weights
+                other_grid = token_grid(queries, size)
+                if weights.shape == hole.shape:
+                    return weights
+                if other_grid is not None:
+                    index, share = (each.to(weights.device) for each in query_neighbours(grid, other_grid))
+                    return (weights[:, index] * share.to(weights.dtype)).sum(2)
         return torch.full_like(hole, 0.5)
 
 

@@ -34,7 +34,11 @@ def term_weights(config: Config) -> dict[str, float]:
 
 
 def build_terms(
-    config: Config, student: Sequence[Stage], teacher: Sequence[Stage], sites: Sequence[AttentionSite] = ()
+    config: Config,
+    student: Sequence[Stage],
+    teacher: Sequence[Stage],
+    sites: Sequence[AttentionSite] = (),
+    teacher_sites: Sequence[AttentionSite] = (),
 ) -> Terms:
     """Build the terms whose weight is not zero, with their networks; attention transfer where there is attention.
 
@@ -42,7 +46,8 @@ def build_terms(
         config: Weights, and which meta-networks there are.
         student: The host's stages.
         teacher: The teacher's stage for each of them.
-        sites: Attention layers that are compared.
+        sites: The host's attention layers that are compared.
+        teacher_sites: The teacher's, one for each.
 
     Raises:
         ConfigError: A term or a meta-network that was asked for cannot be built on these stages.
@@ -66,6 +71,5 @@ def build_terms(
     if SelfDistillation.name in weights:
         terms[SelfDistillation.name] = SelfDistillation(config.self_, student, meta=meta)
     if AttentionTransfer.name in weights:
-        channels = [site.channels for site in sites]
-        terms[AttentionTransfer.name] = AttentionTransfer(config.attention, sites, channels, meta=meta)
+        terms[AttentionTransfer.name] = AttentionTransfer(config.attention, sites, teacher_sites, meta=meta)
     return terms

@@ -31,11 +31,11 @@ class Teacher(ABC):
     ``views`` at every loss and ``update`` after every optimizer step.
 
     Attributes:
-        attends: Whether its attention can be compared with the host's; set by :meth:`plan`.
+        sites: Its attention layer for each of the host's, set by :meth:`plan`; empty where there is none to compare.
     """
 
     kind: ClassVar[str]
-    attends: bool = False
+    sites: tuple[AttentionSite, ...] = ()
 
     def check(self) -> None:  # noqa: B027 - optional
         """Refuse, before anything is installed, what cannot work; nothing by default."""
@@ -104,7 +104,7 @@ class CopyTeacher(Teacher):
     ) -> tuple[Stage, ...]:
         """Tap the copy where the host is tapped."""
         self.watch = Watch(self.module, stages, sites, logits=True)
-        self.attends = bool(sites)
+        self.sites = self.watch.sites
         return self.watch.stages
 
     def views(self, call: HostCall, image: Tensor) -> Views:

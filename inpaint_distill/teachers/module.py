@@ -89,7 +89,7 @@ class ModuleTeacher(Teacher):
             if len(own_sites) != len(sites):
                 asked = f"{len(sites)} attention layers of the teacher, one for each of the host's"
                 raise PlanError(asked, f"{len(own_sites)}", "name as many in ModuleTeacher(attention=[...])")
-        self.attends = bool(own_sites)
+        self.sites = own_sites
         self.watch = Watch(self.module, tuple(dict.fromkeys(self.paired)), own_sites, logits=True)
         return self.paired
 

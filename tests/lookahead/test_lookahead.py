@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import warnings
 import weakref
 
@@ -36,7 +37,9 @@ class Attention(nn.Module):
         return x + (x.flatten(2) @ rows.mT).view_as(x)
 
 
-class WithAttention(nn.Module):
+class Attending(nn.Module):
+    """A host with attention at its bottleneck."""
+
     def __init__(self, width=16):
         super().__init__()
         self.enc0, self.enc1, self.enc2 = block(4, 8), block(8, 12, 2), block(12, width, 2)
@@ -53,7 +56,7 @@ class Family(ToyHost):
         return adapters.get(self.trait).call(host, image, mask)
 
 
-ATTENTION = ToyHost("attention at the bottleneck", WithAttention, "separate")
+ATTENTION = ToyHost("attention at the bottleneck", Attending, "separate")
 GATED = Family("gated-conv", lambda: adapters.get("gated-conv").build(width=4).train())
 HOSTS = [pytest.param(ZOO[name], id=name) for name in ZOO_NAMES] + [pytest.param(ATTENTION, id="attention")]
 
@@ -322,7 +325,9 @@ def shaken(distiller):
 SMOOTH = ["shared_activation", "hook_spectral_norm", "tokens", "nhwc"]
 
 
-@pytest.mark.parametrize("toy", [*(pytest.param(ZOO[name], id=name) for name in SMOOTH), pytest.param(GATED, id="gated")])
+@pytest.mark.parametrize(
+    "toy", [*(pytest.param(ZOO[name], id=name) for name in SMOOTH), pytest.param(GATED, id="gated")]
+)
 def test_the_engines_agree(toy):
     host, optimizer, distiller = start(toy)
     train(toy, host, optimizer, batches(1), distiller)
@@ -408,13 +413,12 @@ def test_it_lowers_the_inpainting_loss_after_the_step_that_it_is_about(engine):
     run = {"finite_difference": finite_difference, "unroll": unroll}[engine]
     meta = {name: parameter.detach().clone() for name, parameter in problem.meta().items()}
     values = []
-    for _ in range(12):
-        value, gradient = run(problem, problem.theta(), meta, lr=0.1)
+    for _ in range(10):
+        value, gradient = run(problem, problem.theta(), meta, lr=0.01)
         values.append(value)
         size = flat(gradient).norm()
-        meta = {name: each - 0.05 * gradient[name] / size for name, each in meta.items()}
-    assert values[-1] < values[0]
-    assert all(later < sooner + 1e-4 for sooner, later in zip(values, values[1:], strict=False))
+        meta = {name: each - 0.01 * gradient[name] / size for name, each in meta.items()}
+    assert all(later < sooner for sooner, later in itertools.pairwise(values))
 
 
 # -- where it cannot ---------------------------------------------------------------------------------------------------
@@ -433,12 +437,15 @@ class Once(torch.autograd.Function):
         return gradient * 2
 
 
-class Sampled(nn.Module):
-    """A layer with ``grid_sample``, whose second derivative torch does not have."""
+class Deformed(nn.Module):
+    """torchvision's deformable convolution with offsets of zero: a box filter."""
 
     def forward(self, x):
-        grid = nn.functional.affine_grid(torch.eye(2, 3).expand(len(x), 2, 3), list(x.shape), align_corners=False)
-        return nn.functional.grid_sample(x, grid, align_corners=False)
+        import torchvision
+
+        offset = x.new_zeros(len(x), 18, *x.shape[2:])
+        weight = torch.eye(x.shape[1], dtype=x.dtype)[:, :, None, None].expand(-1, -1, 3, 3) / 9
+        return torchvision.ops.deform_conv2d(x, offset, weight, padding=1)
 
 
 class Doubling(nn.Module):
@@ -446,15 +453,16 @@ class Doubling(nn.Module):
         return Once.apply(x)
 
 
-@pytest.mark.parametrize("layer", [Sampled, Doubling])
+def no_second_derivative(layer):
+    def stage(inputs, outputs, stride=1):
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.ELU(), layer())
+
+    return ToyHost("no second derivative", lambda: Plain(4, stage), "separate")
+
+
+@pytest.mark.parametrize("layer", [Deformed, Doubling])
 def test_an_operation_without_second_derivative_makes_unroll_warn_once_and_go_on(layer):
-    def make():
-        def stage(i, o, s=1):
-            return nn.Sequential(nn.Conv2d(i, o, 3, s, 1), nn.ELU(), layer())
-
-        return Plain(4, stage)
-
-    toy = ToyHost("no second derivative", make, "separate")
+    toy = no_second_derivative(layer)
     results = []
     for engine in ENGINES:
         host, optimizer, distiller = start(toy, engine)
@@ -529,9 +537,15 @@ def test_an_inpainting_loss_that_overflows_moves_nothing_to_nan():
 # -- save and load -----------------------------------------------------------------------------------------------------
 
 
+def everything_of(host, optimizer, distiller):
+    """Copy all that a resumed run has to repeat."""
+    parts = [distiller._terms.state_dict(), *distiller._lookahead.state(), *distiller._companion.state()]
+    return copy.deepcopy([state_of(host, optimizer), *({key: each[key] for key in sorted(each)} for each in parts)])
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
-@pytest.mark.parametrize("toy", [ATTENTION, ZOO["batch_norm"], ZOO["keywords"]], ids=["attention", "norm", "keywords"])
+@pytest.mark.parametrize("toy", [ATTENTION, ZOO["batch_norm"], ZOO["keywords"]], ids=["attention", "norm", "kwargs"])
 def test_a_resumed_run_equals_an_uninterrupted_one_at_whichever_step_it_was_saved(tmp_path, toy, engine, at):
     torch.manual_seed(4)
     host, optimizer, distiller = start(toy, engine, every=3)
@@ -539,7 +553,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_at_whichever_step_it_was_save
     saved = copy.deepcopy((host.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
     distiller.save(tmp_path / "state")
     train(toy, host, optimizer, batches(7 - at, at), distiller)
-    through = [state_of(host, optimizer), distiller._terms.state_dict(), *distiller._lookahead.state()]
+    through = everything_of(host, optimizer, distiller)
     torch.manual_seed(99)
     host, optimizer, distiller = start(toy, engine, every=3)
     host.load_state_dict(saved[0])
@@ -547,9 +561,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_at_whichever_step_it_was_save
     distiller.load(tmp_path / "state")
     torch.set_rng_state(saved[2])
     train(toy, host, optimizer, batches(7 - at, at), distiller)
-    again = [state_of(host, optimizer), distiller._terms.state_dict(), *distiller._lookahead.state()]
     assert any(value.any() for name, value in meta_of(distiller).items() if "rho" in name)
-    assert same(through, again)
+    assert same(through, everything_of(host, optimizer, distiller))
 
 
 def test_a_state_saved_again_before_it_was_used_holds_the_same(tmp_path):
@@ -564,8 +577,7 @@ def test_a_state_saved_again_before_it_was_used_holds_the_same(tmp_path):
 
 
 def test_that_it_gave_up_or_fell_back_is_remembered(tmp_path):
-    toy = ToyHost("sampled", lambda: Plain(4, lambda i, o, s=1: nn.Sequential(nn.Conv2d(i, o, 3, s, 1), Sampled())))
-    toy = ToyHost(toy.trait, toy.make, "separate")
+    toy = no_second_derivative(Doubling)
     host, optimizer, distiller = start(toy, "unroll")
     with pytest.warns(LookaheadWarning):
         train(toy, host, optimizer, batches(2), distiller)
