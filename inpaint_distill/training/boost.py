@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from inpaint_distill.adapters import get
@@ -15,6 +17,7 @@ from inpaint_distill.training.ablation import BARE, LONGER, variant_config
 from inpaint_distill.training.cost import step_cost
 from inpaint_distill.training.data import load_data
 from inpaint_distill.training.figures import curves, differences, forest, panels
+from inpaint_distill.training.inspect import inspect_study
 from inpaint_distill.training.loop import Trainer, scored
 from inpaint_distill.training.metrics import METRICS, composite
 from inpaint_distill.training.pool import PANELS, Pool
@@ -24,9 +27,6 @@ from inpaint_distill.training.settings import BoostSettings, Run
 from inpaint_distill.training.tables import markdown_overview, markdown_table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from rich.console import Console
     from torch import Tensor
 
     from inpaint_distill.training.data import StudyData
@@ -79,6 +79,8 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
 
 def _write(result: dict[str, Any], images: dict[str, Tensor], folder: Path) -> None:
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    arm = result["settings"]["variants"][-1]
+    evidence = inspect_study(folder, folder / "inspect", arm=arm, console=Console(quiet=True))
     tables = f"{markdown_overview(result)}\n{markdown_table(result, METRICS)}"
     (folder / "table.md").write_text(tables, encoding="utf-8")
     panels({name: shown[:_PREVIEW] for name, shown in images.items()}, folder / "preview.png")
@@ -87,8 +89,9 @@ def _write(result: dict[str, Any], images: dict[str, Tensor], folder: Path) -> N
         draw.__name__: draw(result, folder / f"{draw.__name__}.png"),
         "curves": curves(result, folder / "curves.png"),
         "panels": panels(images, folder / "panels.png"),
+        **{Path(name).stem: folder / "inspect" / name for name in evidence["figures"]},
     }
-    write_report(result, figures, folder)
+    write_report(result, figures, folder, evidence)
 
 
 def _host_facts(settings: BoostSettings, data: StudyData) -> dict[str, Any]:

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["MEASURES", "LevelValues", "arm_title", "markdown", "sentences", "summarise"]
+__all__ = [
+    "HOW_TO_READ",
+    "MEASURES",
+    "LevelValues",
+    "arm_title",
+    "markdown",
+    "sentences",
+    "summarise",
+    "table_head",
+    "table_rows",
+]
 
 MEASURES = {
     "energy_ratio": "energy, hole / outside",
@@ -23,7 +33,7 @@ MEASURES = {
     "self_agreement": "self-agreement in the hole",
 }
 
-_HOW_TO_READ = """\
+HOW_TO_READ = """\
 Medians over the images, then means over the seeds. Energy: squared feature, mean over the channels. Hole contrast: how
 far the ratio of the mean energies, hole / outside, is from 1, which is 0 where the hole does not show; that of the
 teacher, which sees no hole, is what the content of the images makes alone. Hole agreement: cosine similarity with the
@@ -128,14 +138,26 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Return the table, how to read it, and the sentences."""
-    arm, teacher = result["arm"], "teacher"
     seeds = ", ".join(map(str, result["seeds"]))
-    head = ("level", "measure", "host alone", arm_title(arm), "difference", teacher, "images")
     lines = [
         f"# Features of {result['settings']['host']}, {result['images']} validation images, seeds {seeds}\n",
-        "| " + " | ".join(head) + " |",
+        "| " + " | ".join(table_head(result)) + " |",
         "|---|---|--:|--:|--:|--:|--:|",
+        *("| " + " | ".join(row) + " |" for row in table_rows(result)),
     ]
+    text = "\n".join([*lines, "", HOW_TO_READ])
+    return text + "".join(f"\n- {each}" for each in result["sentences"]) + "\n"
+
+
+def table_head(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the heads of the table's columns."""
+    return ("level", "measure", "host alone", arm_title(result["arm"]), "difference", "teacher", "images")
+
+
+def table_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the table's cells, a row for each level and measure."""
+    arm = result["arm"]
+    rows: list[tuple[str, ...]] = []
     for level in result["levels"]:
         title = f"{level['stage']} ({level['channels']} x {level['size'][0]} x {level['size'][1]})"
         for measure, row in level["measures"].items():
@@ -148,10 +170,9 @@ def markdown(result: Mapping[str, Any]) -> str:
                 _difference(row["difference"]),
             )
             counts = "/".join(map(str, dict.fromkeys(row["images"])))
-            lines.append("| " + " | ".join((*cells, _number(median.get(teacher)), counts)) + " |")
+            rows.append((*cells, _number(median.get("teacher")), counts))
             title = ""
-    text = "\n".join([*lines, "", _HOW_TO_READ])
-    return text + "".join(f"\n- {each}" for each in result["sentences"]) + "\n"
+    return rows
 
 
 def arm_title(arm: str) -> str:

@@ -59,8 +59,7 @@ def _train(run: Run) -> None:
     result = trainer.train(folder, progress)
     if not run.trial:
         save_file({"restored": trainer.restored(PANELS)}, folder / f"{run.name}.safetensors")
-        if run.seed == settings.seeds[0]:
-            trainer.keep(folder)
+        trainer.keep(folder)
     partial = folder / f"{run.name}.partial"
     partial.write_text(json.dumps(result), encoding="utf-8")
     os.replace(partial, folder / f"{run.name}.json")

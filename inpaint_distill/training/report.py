@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inpaint_distill.training.ablation import ARM_LABELS, BARE, WHOLE
+from inpaint_distill.training.evidence_table import HOW_TO_READ, table_head, table_rows
 from inpaint_distill.training.result import SCORES, made_contrasts, main_split, upgrade
 from inpaint_distill.training.tables import (
     METRIC_FORMATS,
@@ -40,6 +41,9 @@ _CAPTIONS = {
     "differences": "Host + distillation minus host, paired by seed. Grey: the interval includes zero.",
     "forest": "Each arm minus its baseline, paired by seed, over all holes. Grey: the interval includes zero.",
     "panels": "Restored images. The hole is painted magenta in the input.",
+    "features": "Energy of the features of one validation image, relative to its mean outside the hole (outlined).",
+    "attention": "Attention of one hole pixel (cross), brighter for more.",
+    "channel_weights": "Channel weights of the meta-networks over training; 1 / channels is uniform.",
 }
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1f23; --quiet: #5b6470; --paper: #ffffff; --line: #d9dee4; --band: #f4f6f8;
@@ -67,13 +71,16 @@ code, pre { font: .85rem/1.5 ui-monospace, monospace; overflow-wrap: anywhere; w
 """
 
 
-def write_report(result: Mapping[str, Any], figures: Mapping[str, Path], folder: Path) -> Path:
+def write_report(
+    result: Mapping[str, Any], figures: Mapping[str, Path], folder: Path, evidence: Mapping[str, Any] | None = None
+) -> Path:
     """Write ``report.html``: one file without scripts or links, readable on a light and on a dark screen.
 
     Args:
         result: What a boost study returned (the content of ``result.json``).
         figures: PNG files by name; embedded in the order given.
         folder: Where the page is written; created if missing.
+        evidence: What an inspection of the study found (the content of ``inspect.json``).
 
     Raises:
         StateError: If the result has a schema that this version does not know.
@@ -87,6 +94,7 @@ def write_report(result: Mapping[str, Any], figures: Mapping[str, Path], folder:
         *(_figure(name, Path(file)) for name, file in figures.items()),
         f"<h2>By hole ratio, {SPLIT_LABELS[main_split(result)]}</h2>" if made else "",
         *(_detail(result, contrast, unfolded=len(made) <= _OPEN_DETAILS) for contrast in made),
+        _evidence(evidence) if evidence else "",
         *_tables(result),
     ]
     title = f"Distillation on {escape(str(result['host']['name']))}"
@@ -144,6 +152,13 @@ def _detail(result: Mapping[str, Any], contrast: Contrast, *, unfolded: bool) ->
     table = _scrolled(("metric", "holes", *detail_head(contrast)), "".join(body))
     summary = f"<summary>{escape(contrast_label(contrast))}</summary>"
     return f"<details{' open' if unfolded else ''}>{summary}\n{table}</details>"
+
+
+def _evidence(evidence: Mapping[str, Any]) -> str:
+    """Return the table of an inspection, and how to read it."""
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table_rows(evidence))
+    note = f'<p class="quiet">{escape(HOW_TO_READ)}</p>'
+    return f"<h2>What the features show</h2>\n{_scrolled(table_head(evidence), body)}\n{note}"
 
 
 def _marked(cells: Iterable[Cell]) -> str:

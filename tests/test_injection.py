@@ -1,0 +1,562 @@
+"""Blocks that stay in the host: identity at the start, trained by its optimizer, and theirs or ours to take away."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from hosts import ZOO, ZOO_NAMES, batch, batches, footprint, make_optimizer, reconstruct, same, state_of, train
+from hosts.base import Plain, Up, block
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import inpaint_distill
+from inpaint_distill.errors import ConfigError, InpaintDistillError, PlanError
+from inpaint_distill.injection import NAME, injected
+from inpaint_distill.lookahead.finite_difference import finite_difference
+from inpaint_distill.lookahead.host_problem import Batch
+from inpaint_distill.lookahead.unroll import unroll
+from inpaint_distill.networks.completion import CompletionBlock
+
+FIXED = {"warmup": 0, "balance": "none", "ema_decay": 0.9}
+PLAIN = ZOO["separate"]
+CARRY_A_MASK = [name for name in ZOO_NAMES if name != "white_holes"]
+
+
+def start(toy, optimizer=torch.optim.AdamW, **config):
+    """Build a host with its optimizer, and attach with completion unless told otherwise."""
+    host = toy.build()
+    optimizer = make_optimizer(host, optimizer)
+    return host, optimizer, inpaint_distill.attach(host, optimizer, config={**FIXED, "completion": True, **config})
+
+
+def stir(host):
+    """Move what is injected away from the identity."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in injected(host).parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def outputs(toy, host, seed=9):
+    """Run in eval mode from a fixed random state; the host's buffers are as before."""
+    host.eval()
+    state = copy.deepcopy(host.state_dict())
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(3)
+        output = toy.select(toy.call(host, *batch(seed))).clone()
+    host.load_state_dict(state)
+    host.train()
+    return output
+
+
+def stage_output(host, name, run):
+    """Return what the last call of a module puts out."""
+    kept = []
+    handle = host.get_submodule(name).register_forward_hook(lambda module, args, output: kept.append(output))
+    with torch.no_grad():
+        run()
+    handle.remove()
+    return kept[-1]
+
+
+def _static(notes):
+    own = {"training", "bottleneck", "_last", "history", "calls", "weight"}
+    return {name: (kind, {k: v for k, v in values.items() if k not in own}) for name, (kind, values) in notes.items()}
+
+
+# -- the identity ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CARRY_A_MASK)
+def test_blocks_start_as_the_identity_bit_for_bit(name):
+    toy, runs = ZOO[name], []
+    for blocks in (False, True):
+        host = toy.build()
+        config = {**FIXED, "completion": blocks, "fusion": blocks, "attention": {"weight": 0.0}}
+        distiller = inpaint_distill.attach(host, make_optimizer(host), config=config)
+        torch.manual_seed(5)
+        for image, mask in batches(2):  # in the first the hole's place is not known yet
+            output = toy.select(toy.call(host, image, mask)).detach().clone()
+            distiller.loss(image, mask)
+        runs.append([output, {k: v for k, v in host.state_dict().items() if not k.startswith(NAME)}])
+        assert (injected(host) is not None) == blocks
+    assert injected(host).source is not None
+    assert len(injected(host).blocks) >= 2
+    assert same(runs[0], runs[1])
+
+
+@pytest.mark.parametrize("name", ["separate", "separate_known", "nhwc", "tokens", "partial_conv", "local_global"])
+def test_a_block_rewrites_the_hole_of_its_stage_and_nothing_else(name):
+    toy = ZOO[name]
+    host, optimizer, distiller = start(toy)
+    train(toy, host, optimizer, batches(1), distiller)
+    stage = injected(host).stages[-1]
+    image, mask = batch(3)
+    before = stage_output(host, stage.name, lambda: toy.call(host, image, mask))
+    with torch.no_grad():
+        injected(host).blocks[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
+    after = stage_output(host, stage.name, lambda: toy.call(host, image, mask))
+    if stage.select:  # what travels with the feature
+        assert same(before[1], after[1])
+        before, after = before[0], after[0]
+    changed = stage.as_map((after != before).float(), (32, 32)).amax(1, keepdim=True)
+    share = nn.functional.adaptive_avg_pool2d(mask, changed.shape[2:])
+    assert torch.equal(changed.bool(), share > 0)
+
+
+def test_a_mask_in_another_range_still_means_no_known_pixel_changes():
+    host, optimizer, distiller = start(PLAIN)
+
+    def call(image, mask):
+        return host(image * (1 - mask), (mask - 0.485) / 0.229)
+
+    for image, mask in batches(2):
+        (call(image, mask).abs().mean() + distiller.loss(image, mask)).backward()
+        optimizer.step()
+    before = stage_output(host, "enc2", lambda: call(image, mask))
+    with torch.no_grad():
+        injected(host).blocks[-1].weight.normal_()
+        injected(host).blocks[0].weight.zero_()
+    known = nn.functional.adaptive_avg_pool2d(mask, (8, 8)).expand_as(before) == 0
+    with torch.no_grad():
+        injected(host).blocks[-1].weight.zero_()
+        expected = stage_output(host, "enc2", lambda: call(image, mask))
+        injected(host).blocks[-1].weight.normal_()
+    after = stage_output(host, "enc2", lambda: call(image, mask))
+    assert torch.equal(after[known], expected[known])
+    assert not torch.equal(after[~known], expected[~known])
+
+
+def test_fusion_is_the_identity_at_the_start_and_its_attention_is_compared():
+    host, optimizer, distiller = start(PLAIN, completion=False, fusion=True)
+    bare = PLAIN.build()
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    (site,) = distiller.plan.attention
+    assert site.name == f"{NAME}.blocks.0"
+    assert distiller.log["attention"] >= 0
+    assert "attention with global-local fusion" in str(distiller.plan)
+    fused = injected(host).blocks[0]
+    before = copy.deepcopy(fused.state_dict())
+    bare.load_state_dict({k: v for k, v in host.state_dict().items() if not k.startswith(NAME)})
+    with torch.no_grad():
+        fused.project.weight.zero_()
+        fused.project.bias.zero_()
+    assert torch.equal(outputs(PLAIN, host), outputs(PLAIN, bare))
+    image, mask = batch(4)
+    optimizer.zero_grad()
+    PLAIN.call(host, image, mask)
+    distiller.loss(image, mask).backward()
+    assert distiller.log["attention"] > 0
+    assert fused.query.weight.grad.any(), "attention transfer reaches the queries"
+    assert not same(before, fused.state_dict())
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CARRY_A_MASK)
+def test_the_users_optimizer_trains_them_and_they_stay_or_go_without_trace(name):
+    toy = ZOO[name]
+    host = toy.build()
+    optimizer = make_optimizer(host)
+    trace, keys, count = footprint(host), list(host.state_dict()), len(optimizer.param_groups[0]["params"])
+    distiller = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
+    train(toy, host, optimizer, batches(3), distiller)
+    own = injected(host)
+    assert len(optimizer.param_groups) == 1
+    assert all(block.weight.any() for block in own.blocks)
+    assert all(parameter in optimizer.state for parameter in own.parameters())
+    assert all(id(parameter) not in {id(p) for p in distiller._companion.parameters} for parameter in own.parameters())
+    output = outputs(toy, host)
+    distiller.detach(keep_completion=True)
+    assert torch.equal(outputs(toy, host), output)
+    copied = copy.deepcopy(host) if name != "cached_tensor" else host  # which torch cannot copy after a forward
+    assert torch.equal(outputs(toy, copied), output)
+
+    again = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
+    train(toy, host, optimizer, batches(1, 3), again)
+    assert injected(host) is own
+    again.detach(keep_completion=False)
+    assert injected(host) is None
+    assert list(host.state_dict()) == keys
+    assert _static(footprint(host)) == _static(trace)
+    assert len(optimizer.param_groups[0]["params"]) == count == len(optimizer.state)
+    train(toy, host, optimizer, batches(1, 4))
+
+
+def test_a_pickled_host_keeps_them():
+    host, optimizer, distiller = start(PLAIN)
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    stir(host)
+    copies = [copy.deepcopy(host), pickle.loads(pickle.dumps(host))]  # while attached
+    distiller.detach()
+    file = io.BytesIO()
+    torch.save(host, file)
+    file.seek(0)
+    copies += [pickle.loads(pickle.dumps(host)), torch.load(file, weights_only=False)]
+    expected = outputs(PLAIN, host)
+    for each in copies:
+        assert injected(each) is not injected(host)
+        assert torch.equal(outputs(PLAIN, each), expected)
+        injected(each).remove(each)
+        assert not torch.equal(outputs(PLAIN, each), expected)
+    assert torch.equal(outputs(PLAIN, host), expected)
+
+
+def test_schedulers_and_scalers_work_beside_them():
+    host, optimizer, distiller = start(PLAIN)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=8)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for image, mask in batches(4):
+        loss = reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(host.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+    assert all(block.weight.any() for block in injected(host).blocks)
+    assert len(optimizer.param_groups) == 1
+
+
+def test_blocks_join_the_group_that_trains_their_stage():
+    host = PLAIN.build()
+    optimizer = torch.optim.SGD([{"params": host.up.parameters()}, {"params": host.enc2.parameters(), "lr": 0.0}], 0.1)
+    distiller = inpaint_distill.attach(host, optimizer, completion=True, config={**FIXED, "completion_levels": (2,)})
+    train(PLAIN, host, optimizer, batches(3), distiller)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [4, 2 + 5]
+    assert not injected(host).blocks[0].weight.any(), "its learning rate is 0"
+
+
+def test_an_optimizer_that_knows_names_learns_theirs():
+    host = PLAIN.build()
+    optimizer = torch.optim.AdamW(host.named_parameters())
+    if "param_names" not in optimizer.param_groups[0]:
+        pytest.skip("this torch keeps no names")
+    before = list(optimizer.param_groups[0]["param_names"])
+    distiller = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    assert optimizer.param_groups[0]["param_names"] == [name for name, _ in host.named_parameters()]
+    distiller.detach(keep_completion=False)
+    assert optimizer.param_groups[0]["param_names"] == before
+
+
+def test_without_an_optimizer_they_are_there_before_the_users_is_made():
+    host = PLAIN.build()
+    image, mask = batch()
+    distiller = inpaint_distill.attach(host, image=image, mask=mask, completion=True, config=FIXED)
+    optimizer = make_optimizer(host)
+    for image, mask in batches(3):
+        loss = reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        distiller.step()
+    assert all(block.weight.any() for block in injected(host).blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_they_move_with_the_host(dtype):
+    host, optimizer, distiller = start(PLAIN)
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    stir(host)
+    distiller.detach()
+    expected = outputs(PLAIN, host)
+    host.to(dtype)
+    assert all(parameter.dtype == dtype for parameter in injected(host).parameters())
+    image, mask = (tensor.to(dtype) for tensor in batch(9))
+    found = PLAIN.call(host, image, mask)
+    assert found.dtype == dtype
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float64 else {"rtol": 0.1, "atol": 0.1}
+    torch.testing.assert_close(found.float(), expected, **tolerance)
+
+
+def test_with_every_weight_zero_they_are_trained_by_the_hosts_loss_alone():
+    off = {name: {"weight": 0.0} for name in ("cross", "self", "attention")}
+    host, optimizer, distiller = start(PLAIN, **off)
+    train(PLAIN, host, optimizer, batches(3), distiller)
+    assert all(block.weight.any() for block in injected(host).blocks)
+
+
+def test_the_moving_average_holds_them_too():
+    host, optimizer, distiller = start(PLAIN)
+    train(PLAIN, host, optimizer, batches(3), distiller)
+    average = injected(distiller._teacher.module)
+    assert average is not injected(host)
+    assert all(block.weight.any() for block in average.blocks)
+
+
+def test_a_checkpointed_stage_is_recomputed_with_its_block():
+    class Checkpointed(nn.Module):
+        def __init__(self, kept):
+            super().__init__()
+            self.kept = kept
+            self.enc0, self.enc1, self.enc2, self.up = block(4, 8), block(8, 12, 2), block(12, 16, 2), Up()
+
+        def forward(self, image, mask):
+            x = torch.cat([image, mask], 1)
+            for stage in (self.enc0, self.enc1, self.enc2):
+                x = stage(x) if self.kept else checkpoint(stage, x, use_reentrant=False)
+            return self.up(x)
+
+    runs = []
+    for kept in (True, False):
+        torch.manual_seed(0)
+        host = Checkpointed(kept)
+        optimizer = make_optimizer(host)
+        distiller = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
+        losses = train(PLAIN, host, optimizer, batches(3), distiller)
+        runs.append([losses, state_of(host)["host"]])
+    torch.testing.assert_close(runs[0], runs[1])
+
+
+def test_a_frozen_encoder_can_be_completed():
+    host = PLAIN.build()
+    host.requires_grad_(False)
+    host.up.requires_grad_(True)
+    optimizer = make_optimizer(host)
+    stages = ["enc1", "enc2"]
+    distiller = inpaint_distill.attach(host, optimizer, completion=True, stages=stages, config=FIXED)
+    encoder = copy.deepcopy(host.enc1.state_dict())
+    train(PLAIN, host, optimizer, batches(3), distiller)
+    assert all(block.weight.any() for block in injected(host).blocks)
+    assert same(encoder, host.enc1.state_dict())
+
+
+def test_a_host_wrapped_for_data_parallel_training_afterwards_keeps_every_parameter_in_use(tmp_path):
+    host = PLAIN.build()
+    image, mask = batch()
+    distiller = inpaint_distill.attach(host, image=image, mask=mask, completion=True, config=FIXED)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(host)
+        optimizer = make_optimizer(wrapped)
+        train(PLAIN, wrapped, optimizer, batches(3), distiller)
+        with pytest.raises(PlanError, match="attach before wrapping"):
+            inpaint_distill.attach(
+                nn.parallel.DistributedDataParallel(PLAIN.build()), image=image, mask=mask, completion=True
+            )
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(block.weight.any() for block in injected(host).blocks)
+
+
+# -- the look-ahead through them ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["shared_activation", "tokens", "nhwc", "hook_spectral_norm"])
+def test_unroll_goes_through_them_and_agrees_with_finite_differences(name):
+    toy = ZOO[name]
+    host, optimizer, distiller = start(toy, lookahead={"engine": "unroll", "every": 2}, fusion=True)
+    train(toy, host, optimizer, batches(2), distiller)  # a fallback would be a warning, and so an error
+    stir(host)
+    kept = []
+    for seed in (5, 6):
+        image, mask = batch(seed)
+        toy.call(host, image, mask)
+        call = distiller._call
+        distiller.loss(image, mask)
+        kept.append(Batch.copy(call, image, mask))
+    with distiller.paused():
+        problem = distiller._problem(*kept)
+    assert any(key.startswith(f"host.{NAME}") for key in problem.theta())
+    found = [
+        torch.cat([each.flatten() for each in run(problem, problem.theta(), problem.meta(), lr=0.01)[1].values()])
+        for run in (finite_difference, unroll)
+    ]
+    assert torch.cosine_similarity(*found, dim=0) > 0.999
+
+
+# -- how the host is called --------------------------------------------------------------------------------------------
+
+
+class Named(Plain):
+    def forward(self, picture, holes):
+        return super().forward(picture, holes)
+
+
+def test_the_hole_may_come_by_position_in_training_and_by_keyword_later():
+    host = Named()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    stir(host)
+    distiller.detach()
+    image, mask = batch(4)
+    with torch.no_grad():
+        expected = host(image * (1 - mask), mask)
+        assert torch.equal(host(image * (1 - mask), holes=mask), expected)
+        assert torch.equal(host(holes=mask, picture=image * (1 - mask)), expected)
+        injected(host).remove(host)
+        assert not torch.equal(host(image * (1 - mask), mask), expected)
+
+
+def test_a_call_without_the_hole_says_what_is_missing():
+    class Optional(Plain):
+        def forward(self, picture, holes=None):
+            return super().forward(picture, torch.zeros_like(picture[:, :1]) if holes is None else holes)
+
+    host = Optional()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    distiller.detach()
+    with pytest.raises(InpaintDistillError, match="the hole in argument") as caught:
+        host(batch()[0])
+    assert "1 positional" in caught.value.found
+
+
+@pytest.mark.parametrize("lookahead", ["finite_difference", "off"])
+@pytest.mark.parametrize("cross", [0.2, 0.0])
+def test_a_host_whose_call_carries_no_mask_is_refused(cross, lookahead):
+    toy = ZOO["white_holes"]
+    host, _, distiller = start(toy, cross={"weight": cross}, lookahead={"engine": lookahead})
+    toy.call(host, *batch())
+    with pytest.raises(PlanError, match="no argument of the host's call carries the mask"):
+        distiller.loss(*batch())
+
+
+def test_a_call_that_cannot_be_explained_is_refused_also_where_no_teacher_needs_it():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = PLAIN.build()
+
+        def forward(self, image, mask, noise):
+            return self.inner(image, mask) + 0 * noise
+
+    host = Noisy()
+    config = {**FIXED, "cross": {"weight": 0.0}, "completion": True, "lookahead": {"engine": "off"}}
+    distiller = inpaint_distill.attach(host, make_optimizer(host), config=config)
+    image, mask = batch()
+    host(image * (1 - mask), mask, torch.randn_like(image))
+    with pytest.raises(InpaintDistillError, match="argument 'noise'"):
+        distiller.loss(image, mask)
+
+
+# -- where they cannot be, and whose they are --------------------------------------------------------------------------
+
+
+def refused(host, match, kind=PlanError, stages=None, **config):
+    before = footprint(host)
+    image, mask = batch()
+    with pytest.raises(kind, match=match) as caught:
+        config = {**FIXED, "completion": True, **config}
+        inpaint_distill.attach(host, image=image, mask=mask, stages=stages, config=config)
+    assert footprint(host) == before
+    assert all((caught.value.asked, caught.value.found, caught.value.fix))
+
+
+def test_a_root_that_would_run_them_as_one_more_layer_is_refused():
+    refused(nn.Sequential(block(4, 8), block(8, 12, 2), block(12, 16, 2), Up()), "one more layer")
+
+
+def test_a_stage_of_a_single_pixel_is_refused():
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.levels = nn.Sequential(*(block(8 if level else 4, 8, 2) for level in range(5)))
+            self.out = nn.Conv2d(8, 3, 1)
+
+        def forward(self, image, mask):
+            return nn.functional.interpolate(self.out(self.levels(torch.cat([image, mask], 1))), scale_factor=32)
+
+    refused(Deep(), "1x1", ConfigError, stages=["levels.1", "levels.4"])
+    refused(Deep(), "2 stages", stages=["levels.1", "levels.2"], completion_levels=(2,))
+
+
+def test_levels_choose_where_they_go():
+    host, optimizer, distiller = start(PLAIN, completion_levels=(0, 2))
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    assert [stage.name for stage in injected(host).stages] == ["enc0", "enc2"]
+    assert [type(each) for each in injected(host).blocks] == [CompletionBlock] * 2
+
+
+def test_a_host_with_a_submodule_of_that_name_is_refused():
+    host = PLAIN.build()
+    host.add_module(NAME, nn.Identity())
+    refused(host, "of that name")
+
+
+def test_an_error_in_attach_takes_nothing_away_that_was_there_before():
+    host, optimizer, distiller = start(PLAIN)
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    stir(host)
+    distiller.detach()
+    expected, size = outputs(PLAIN, host), len(optimizer.param_groups[0]["params"])
+    image, mask = batch()
+    with pytest.raises(ConfigError, match="'t'"):
+        inpaint_distill.attach(
+            host, optimizer, image=image, mask=mask, completion=True, config={**FIXED, "meta": ("t",)}
+        )
+    assert injected(host) is not None
+    assert torch.equal(outputs(PLAIN, host), expected)
+    assert len(optimizer.param_groups[0]["params"]) == size
+
+
+@pytest.mark.parametrize(("first", "second"), [("completion", "fusion"), ("fusion", "completion")])
+def test_a_second_distiller_never_silently_leaves_out_what_it_was_asked_to_inject(first, second):
+    host, optimizer, distiller = start(PLAIN, **{"completion": False, first: True})
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    distiller.detach()
+    try:
+        distiller = inpaint_distill.attach(host, optimizer, config={**FIXED, "completion": False, second: True})
+        train(PLAIN, host, optimizer, batches(2), distiller)
+    except PlanError:
+        return
+    kinds = {type(each).__name__ for each in injected(host).blocks}
+    assert kinds == {"CompletionBlock", "GlobalLocalAttention"}
+
+
+def test_a_distiller_without_completion_leaves_a_completed_host_as_it_is():
+    host, optimizer, distiller = start(PLAIN)
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    stir(host)
+    distiller.detach()
+    expected = outputs(PLAIN, host)
+    distiller = inpaint_distill.attach(host, optimizer, config=FIXED)
+    assert torch.equal(outputs(PLAIN, host), expected)
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    distiller.detach(keep_completion=False)
+    assert injected(host) is not None, "they are not this distiller's"
+
+
+def test_detach_can_be_called_at_any_time_and_twice():
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    before = footprint(host)
+    inpaint_distill.attach(host, optimizer, completion=True, config=FIXED).detach()  # before the first forward
+    assert footprint(host) == before
+    distiller = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
+    PLAIN.call(host, *batch())  # between forward and loss
+    distiller.detach()
+    assert injected(host) is not None
+    distiller.detach(keep_completion=False)
+    assert footprint(host) == before
+    distiller.detach()
+
+
+def test_a_step_after_detach_does_nothing():
+    host = PLAIN.build()
+    config = {**FIXED, "lookahead": {"every": 1}}
+    distiller = inpaint_distill.attach(host, config=config)
+    for image, mask in batches(2):
+        PLAIN.call(host, image, mask)
+        distiller.loss(image, mask)
+    distiller.detach()
+    distiller.step()
+    assert "inpainting after look-ahead" not in distiller.log
+
+
+def test_nothing_warns_in_a_run_with_everything_on():
+    toy = ZOO["batch_norm"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        host, optimizer, distiller = start(toy, fusion=True, lookahead={"engine": "unroll", "every": 2})
+        losses = train(toy, host, optimizer, batches(4), distiller)
+    assert all(torch.isfinite(loss) for loss in losses)
+    assert list(distiller.log)[:3] == ["cross", "self", "attention"]
