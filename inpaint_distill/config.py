@@ -108,7 +108,8 @@ class Config:
         meta: Which meta-networks there are, of ``gamma``, ``rho``, ``phi`` and ``t``; ``None`` for all that apply.
         lookahead: How they are trained.
         completion: Inject completion blocks, which stay in the host.
-        completion_levels: After which stages, counted from 0; ``None`` for those below image resolution.
+        completion_levels: After which stages, counted from 0; ``None`` for those below image
+            resolution and above a single pixel.
         fusion: Inject an attention module with global-local fusion after the deepest stage; it stays in the host.
         balance: Scale each term to its share of the host's gradient norm, or leave the weights as they are.
         balance_every: Steps between two measurements of the gradient norms; the first steps are all measured.

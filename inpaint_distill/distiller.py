@@ -364,6 +364,7 @@ class Distiller:
         if self._seeks_hole and self._injected is not None:
             source = self._recipe.hole(self._host)
             if source is None:
+                self.undo()
                 raise PlanError(
                     "completion blocks, which rewrite the hole",
                     "no argument of the host's call carries the mask",

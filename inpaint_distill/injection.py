@@ -263,7 +263,7 @@ def completion_stages(stages: Sequence[Stage], config: Config, image_size: tuple
     """
     levels = config.completion_levels
     if levels is None:
-        levels = tuple(level for level, stage in enumerate(stages) if stage.stride > 1)
+        levels = tuple(level for level, stage in enumerate(stages) if 1 < stage.stride < min(image_size))
     for level in levels:
         if not 0 <= level < len(stages):
             raise PlanError(

@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import inpaint_distill
+from inpaint_distill import Config, Stage
 from inpaint_distill.errors import ConfigError, InpaintDistillError, PlanError
-from inpaint_distill.injection import NAME, injected
+from inpaint_distill.injection import NAME, completion_stages, injected
 from inpaint_distill.lookahead.finite_difference import finite_difference
 from inpaint_distill.lookahead.host_problem import Batch
 from inpaint_distill.lookahead.unroll import unroll
@@ -465,7 +466,16 @@ def test_a_stage_of_a_single_pixel_is_refused():
         def forward(self, image, mask):
             return nn.functional.interpolate(self.out(self.levels(torch.cat([image, mask], 1))), scale_factor=32)
 
-    refused(Deep(), "1x1", ConfigError, stages=["levels.1", "levels.4"])
+    refused(Deep(), "levels.4", stages=["levels.1", "levels.4"])  # where it has been planned to be one
+    stage = Stage(name="levels.4", channels=8, stride=32)
+    with pytest.raises(ConfigError, match="1x1"):
+        completion_stages([stage], Config(completion=True), (32, 32))
+    host = Deep()  # where it becomes one
+    image, mask = batch(size=64)
+    distiller = inpaint_distill.attach(host, make_optimizer(host), completion=True, stages=["levels.2", "levels.3"])
+    train(PLAIN, host, make_optimizer(host), [(image, mask)], distiller)
+    with pytest.raises(ConfigError, match="1x1"):
+        PLAIN.call(host, *batch(size=16))
     refused(Deep(), "2 stages", stages=["levels.1", "levels.2"], completion_levels=(2,))
 
 

@@ -62,7 +62,7 @@ class CompletionBlock(nn.Module):
             raise ConfigError(
                 "a completion block on a feature of 1x1",
                 "no neighbour from which its offsets could fetch anything",
-                "leave this stage out of `completion`, or train with larger images",
+                "leave this stage out of `completion_levels`, or train with larger images",
             )
 
     def forward(self, feature: Tensor, hole: Tensor) -> Tensor:

@@ -1,0 +1,276 @@
+"""Attention transfer on hosts: its value against the dense formula, who trains t, and teachers of other layouts."""
+
+import pytest
+import torch
+from hosts import ToyHost, batch, batches, make_optimizer, reconstruct, same, train
+from hosts.base import Up, block
+from torch import nn
+from torch.nn import functional as F
+
+import inpaint_distill
+from inpaint_distill import AttentionConfig, AttentionSite, ModuleTeacher, adapters
+from inpaint_distill.errors import PlanError
+from inpaint_distill.host.attention import AttentionMap
+from inpaint_distill.losses.attention_transfer import AttentionTransfer
+from inpaint_distill.networks.meta import TokenWeights
+
+FIXED = {"warmup": 0, "balance": "none", "ema_decay": 0.9}
+DISTANCES = ["l2", "l1", "kl"]
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of a map by a plain softmax; ``rows`` is what it used last."""
+
+    def __init__(self, width, heads=2):
+        super().__init__()
+        self.heads = heads
+        self.query, self.key = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
+
+    def forward(self, x):
+        q, k, v = (each.flatten(2).unflatten(1, (self.heads, -1)).mT for each in (self.query(x), self.key(x), x))
+        self.rows = torch.softmax(q @ k.mT, -1)
+        return x + (self.rows @ v).mT.flatten(1, 2).view_as(x)
+
+
+class Windowed(Attention):
+    """The same in windows of 4 x 4."""
+
+    def forward(self, x):
+        images, channels, height, width = x.shape
+        cut = x.view(images, channels, height // 4, 4, width // 4, 4).permute(0, 2, 4, 1, 3, 5)
+        out = super().forward(cut.reshape(-1, channels, 4, 4))
+        back = out.view(images, height // 4, width // 4, channels, 4, 4).permute(0, 3, 1, 4, 2, 5)
+        return back.reshape(x.shape)
+
+
+class Host(nn.Module):
+    def __init__(self, width=16, kind=Attention, inputs=4, stride=2):
+        super().__init__()
+        self.enc0, self.enc1, self.enc2 = block(inputs, 8), block(8, 12, 2), block(12, width, stride)
+        self.mix, self.up = kind(width), Up(width)
+
+    def forward(self, *planes):
+        x = self.enc2(self.enc1(self.enc0(torch.cat(planes, 1))))
+        return self.up(self.mix(x))
+
+
+class Family(ToyHost):
+    """A reference implementation, called through its adapter."""
+
+    def call(self, host, image, mask):
+        return adapters.get(self.trait).call(host, image, mask)
+
+
+HOSTS = {
+    "global": ToyHost("attention", Host, "separate"),
+    "windowed": ToyHost("windowed", lambda: Host(kind=Windowed), "separate"),
+    "gated-conv": Family("gated-conv", lambda: adapters.get("gated-conv").build(width=4).train()),
+    "contextual-attention": Family(
+        "contextual-attention", lambda: adapters.get("contextual-attention").build(width=4).train()
+    ),
+}
+
+
+def start(toy, attention=None, lookahead="off", **more):
+    """Build a host and attach with attention transfer alone."""
+    host = toy.build()
+    optimizer = make_optimizer(host)
+    only = {"cross": {"weight": 0.0}, "self": {"weight": 0.0}, "attention": {"weight": 1.0, **(attention or {})}}
+    config = {**FIXED, **only, "lookahead": {"engine": lookahead, "every": 2}}
+    return host, optimizer, inpaint_distill.attach(host, optimizer, config=config, **more)
+
+
+def dense(own, other, distance):
+    """Compute one distance per row (B, heads, Nq) in float64, over the keys that the student weighs at all."""
+    own, other = own.double(), other.double()
+    seen = own > 1e-20
+    other = torch.where(seen, other, 0)
+    other = other / other.sum(-1, keepdim=True).clamp_min(1e-30)
+    if distance == "l2":
+        return (own - other).square().sum(-1)
+    if distance == "l1":
+        return (own - other).abs().sum(-1)
+    logs = (other.clamp_min(1e-30) / own.clamp_min(1e-30)).log()
+    return torch.where(other > 0, other * logs, 0).sum(-1)
+
+
+def rows_of(seen):
+    """Return the dense rows that were tapped."""
+    if seen.rows is not None:
+        return seen.rows
+    logits = seen.scale * seen.query @ seen.key.mT
+    return (logits if seen.bias is None else logits + seen.bias).softmax(-1)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("name", ["global", "windowed", "gated-conv"])
+def test_its_value_is_the_dense_formula_over_the_hole_rows(name, distance):
+    toy = HOSTS[name]
+    host, optimizer, distiller = start(toy, {"distance": distance})
+    train(toy, host, optimizer, batches(3), distiller)  # until the average lags behind
+    image, mask = batch(7)
+    kept = []
+    term = distiller._terms["attention"]
+    handle = term.register_forward_pre_hook(lambda module, args: kept.append(args))
+    toy.call(host, image, mask)
+    loss = distiller.loss(image, mask)
+    handle.remove()
+    ((student, teacher, hole, *_),) = kept
+    (site,) = term.sites
+    own, other = rows_of(student[0]).detach(), rows_of(teacher[0]).detach()
+    torch.testing.assert_close(own.sum(-1), torch.ones_like(own.sum(-1)))
+    count = own.shape[2]
+    grid = site.grid(count, own.shape[0], len(image), (32, 32))
+    inside = site.tokens(F.adaptive_max_pool2d(hole, grid), count, own.shape[0], (32, 32))[..., 0] > 0
+    values = dense(own, other, distance).mean(1)
+    expected = 0.5 * values[inside].sum() / inside.sum()
+    assert expected > 0
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["global", "windowed"])
+def test_what_is_tapped_is_what_the_host_used(name):
+    toy = HOSTS[name]
+    host, _, distiller = start(toy)
+    image, mask = batch(7)
+    toy.call(host, image, mask)
+    used = host.mix.rows.detach().clone()
+    (seen,) = distiller._watch.take((32, 32)).attention
+    assert torch.equal(rows_of(seen).view_as(used), used)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_it_pulls_the_hosts_rows_to_the_teachers(name):
+    toy = HOSTS[name]
+    host, _, distiller = start(toy)
+    stirred = dict(distiller=distiller)["distiller"]
+    image, mask = batch(7)
+    toy.call(host, image, mask)
+    stirred.loss(image, mask)
+    with torch.no_grad():
+        for parameter in stirred._teacher.module.parameters():
+            parameter.mul_(1.3)
+    optimizer, values = torch.optim.SGD(host.parameters(), 1e-2), []
+    for _ in range(8):
+        toy.call(host, image, mask)
+        loss = stirred.loss(image, mask)
+        values.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(host.parameters(), 1.0)
+        optimizer.step()
+    assert values[0] > 0
+    assert min(values[1:]) < values[0]
+
+
+@pytest.mark.parametrize("engine", ["finite_difference", "unroll"])
+@pytest.mark.parametrize("name", ["global", "gated-conv"])
+def test_t_is_moved_by_the_look_ahead_alone(name, engine):
+    toy = HOSTS[name]
+    host, optimizer, distiller = start(toy, lookahead=engine)
+    image, mask = batch(0)
+    loss = reconstruct(toy, host, image, mask) + distiller.loss(image, mask)
+    loss.backward()
+    (t,) = distiller._terms["attention"].t
+    assert all(parameter.grad is None and not parameter.any() for parameter in t.parameters())
+    optimizer.step()
+    assert not any(parameter.any() for parameter in t.parameters())
+    train(toy, host, optimizer, batches(1, 1), distiller)
+    assert all(parameter.any() for parameter in t.parameters())
+
+
+def test_t_weighs_the_rows():
+    site = AttentionSite(name="mix", kind="softmax", heads=1, queries=16, keys=16, channels=5)
+    term = AttentionTransfer(AttentionConfig(weight=1.0), [site], [5], meta=("t",))
+    generator = torch.Generator().manual_seed(0)
+    own, other = (torch.randn(2, 1, 16, 16, generator=generator).softmax(-1) for _ in range(2))
+    entering = torch.randn(2, 16, 5, generator=generator)
+    student, teacher = AttentionMap(rows=own), AttentionMap(rows=other, entering=entering)
+    mask = batch(0)[1]
+    hole = F.adaptive_max_pool2d(mask, (4, 4)).flatten(1) > 0
+    half = term([student], [teacher], mask)
+    torch.testing.assert_close(half, 0.5 * dense(own, other, "l2").mean(1)[hole].mean().float())
+    (network,) = term.t
+    assert isinstance(network, TokenWeights)
+    with torch.no_grad():
+        network.linear.weight.normal_(generator=generator)
+    expected = (network(entering) * dense(own, other, "l2").mean(1).float())[hole].mean()
+    torch.testing.assert_close(term([student], [teacher], mask), expected)
+    assert not torch.equal(half, expected)
+
+
+class Reads(nn.Module):
+    """A network of another width, token count or kind of attention that takes the image alone."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.net = Host(inputs=3, **options)
+
+    def forward(self, image):
+        return self.net(image)
+
+
+TEACHERS = {
+    "same": {},
+    "more tokens": {"stride": 1},
+    "wider": {"width": 24},
+    "wider with more tokens": {"width": 24, "stride": 1},
+    "windowed": {"kind": lambda width: Attention(width, heads=4)},
+}
+
+
+@pytest.mark.parametrize("engine", ["finite_difference", "unroll"])
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_module_teacher_may_have_another_layout(name, engine):
+    toy = HOSTS["global"]
+    teacher = ModuleTeacher(Reads(**TEACHERS[name]), attention=["net.mix"])
+    host, optimizer, distiller = start(toy, lookahead=engine, teacher=teacher)
+    losses = train(toy, host, optimizer, batches(3), distiller)
+    assert distiller.log["attention"] > 0
+    assert all(torch.isfinite(loss) for loss in losses)
+    assert host.mix.query.weight.grad.any()
+
+
+def test_attention_of_a_teacher_that_names_none_is_refused_where_the_user_named_the_hosts():
+    image, mask = batch()
+    with pytest.raises(PlanError, match="mix"):
+        start(HOSTS["global"], teacher=ModuleTeacher(Reads()), attention=["mix"], image=image, mask=mask)
+
+
+def test_as_many_layers_have_to_be_named_on_both_sides():
+    image, mask = batch()
+    teacher = ModuleTeacher(Reads(), attention=["net.mix", "net.mix"])
+    with pytest.raises(PlanError, match="1 attention layers of the teacher"):
+        start(HOSTS["global"], teacher=teacher, image=image, mask=mask)
+
+
+def test_every_mask_counts_for_its_own_sample():
+    toy = HOSTS["global"]
+    values = []
+    for indices in ([0, 1], [0], [1]):
+        host, _, distiller = start(toy)
+        teacher = None
+        image, mask = (each[indices] for each in batch(5))
+        toy.call(host, image, mask)
+        distiller.loss(image, mask)
+        with torch.no_grad():
+            for parameter in distiller._teacher.module.parameters():
+                parameter.mul_(1.2)
+        toy.call(host, image, mask)
+        rows = F.adaptive_max_pool2d(mask, (8, 8)).sum()
+        values.append(rows * distiller.loss(image, mask).detach())
+        assert teacher is None
+    torch.testing.assert_close(values[0], values[1] + values[2], rtol=1e-3, atol=1e-6)
+
+
+def test_an_empty_map_of_sites_makes_no_term():
+    host, _, distiller = start(HOSTS["global"], attention=None)
+    toy = HOSTS["global"]
+    toy.call(host, *batch())
+    assert list(distiller._terms) == ["attention"]
+    host = toy.build()
+    config = {**FIXED, "lookahead": {"engine": "off"}}
+    bare = inpaint_distill.attach(host, config=config, attention=[])
+    toy.call(host, *batch())
+    assert "attention" not in bare._terms
+    assert same(list(bare._terms), ["cross", "self"])
