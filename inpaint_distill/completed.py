@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from inpaint_distill.errors import StateError
+from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.injection import Injected, injected
 from inpaint_distill.state import read_state, write_state
 
@@ -49,7 +50,8 @@ def load_host(host: nn.Module, path: str | Path) -> nn.Module:
     fresh = None
     if values["injected"] is not None and injected(host) is None:
         try:
-            fresh = Injected.from_spec(host, values["injected"])
+            with forked_rng():  # the blocks' first weights are drawn, and replaced
+                fresh = Injected.from_spec(host, values["injected"])
         except (AttributeError, KeyError, TypeError) as error:
             own = injected(host)
             if own is not None:

@@ -13,6 +13,7 @@ from inpaint_distill.host.attention import AttentionSite
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.hole import HoleSource
 from inpaint_distill.host.stage import Stage
+from inpaint_distill.host.trace import RESERVED
 from inpaint_distill.host.tree import rebuild, select
 from inpaint_distill.networks.completion import CompletionBlock
 from inpaint_distill.networks.fusion import GlobalLocalAttention
@@ -23,11 +24,7 @@ if TYPE_CHECKING:
     from inpaint_distill.config import Config
     from inpaint_distill.plan import Plan
 
-__all__ = ["NAME", "Injected", "adopt", "completion_stages", "disown", "inject", "injected"]
-
-NAME = "inpaint_distill"
-"""Name of the sub-module that holds them in the host."""
-
+__all__ = ["Injected", "adopt", "completion_stages", "disown", "inject", "injected"]
 
 _NAMES: dict[type[nn.Module], str] = {
     CompletionBlock: "completion block",
@@ -58,9 +55,9 @@ class Injected(nn.Module):
         Raises:
             PlanError: The host already has a sub-module of this name, or runs its children one by one.
         """
-        if hasattr(host, NAME):
-            found = f"a {type(getattr(host, NAME)).__name__} of that name"
-            raise PlanError(f"to inject a sub-module {NAME!r}", found, "detach the first distiller, or rename it")
+        if hasattr(host, RESERVED):
+            found = f"a {type(getattr(host, RESERVED)).__name__} of that name"
+            raise PlanError(f"to inject a sub-module {RESERVED!r}", found, "detach the first distiller, or rename it")
         if isinstance(host, nn.parallel.DistributedDataParallel):
             found = "DistributedDataParallel, which has already listed the parameters that it synchronises"
             raise PlanError(
@@ -72,7 +69,7 @@ class Injected(nn.Module):
                 f"a {type(host).__name__}, which would run it as one more layer",
                 "put the host into a module whose forward calls it",
             )
-        host.add_module(NAME, self)
+        host.add_module(RESERVED, self)
         host.register_forward_pre_hook(_Begin(self), prepend=True, with_kwargs=True)
         host.register_forward_hook(_End(self), always_call=True)
 
@@ -95,8 +92,8 @@ class Injected(nn.Module):
                     del hooks[key]
                     for options in (module._forward_pre_hooks_with_kwargs, module._forward_hooks_always_called):
                         options.pop(key, None)
-        if getattr(host, NAME, None) is self:
-            delattr(host, NAME)
+        if getattr(host, RESERVED, None) is self:
+            delattr(host, RESERVED)
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the size of the image, and the hole, of a call."""
@@ -207,7 +204,7 @@ class _Rewrite(_Hook):
 
 def injected(host: nn.Module) -> Injected | None:
     """Return what has been injected into a host."""
-    own = getattr(host, NAME, None)
+    own = getattr(host, RESERVED, None)
     return own if isinstance(own, Injected) else None
 
 
@@ -283,7 +280,7 @@ def _attention_site(own: Injected) -> AttentionSite | None:
     for index, (block, stage) in enumerate(zip(own.blocks, own.stages, strict=True)):
         if isinstance(block, GlobalLocalAttention):
             tokens = stage.size[0] * stage.size[1]
-            name = f"{NAME}.blocks.{index}"
+            name = f"{RESERVED}.blocks.{index}"
             return AttentionSite(
                 name=name, kind="sdpa", heads=block.heads, queries=tokens, keys=tokens, channels=stage.channels
             )
@@ -301,7 +298,7 @@ def adopt(optimizer: torch.optim.Optimizer, host: nn.Module, own: Injected) -> N
         chosen = next((g for g in groups if any(id(p) in beside for p in g["params"])), groups[0])
         present = {id(parameter) for group in groups for parameter in group["params"]}
         wanted = {id(parameter) for parameter in block.parameters()} - present
-        added = [(name, parameter) for name, parameter in own.named_parameters(NAME) if id(parameter) in wanted]
+        added = [(name, parameter) for name, parameter in own.named_parameters(RESERVED) if id(parameter) in wanted]
         chosen["params"].extend(parameter for _, parameter in added)
         if "param_names" in chosen:  # of an optimizer made from named_parameters()
             chosen["param_names"].extend(name for name, _ in added)

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 import inpaint_distill
 from inpaint_distill import Config, Stage
 from inpaint_distill.errors import ConfigError, InpaintDistillError, PlanError
-from inpaint_distill.injection import NAME, completion_stages, injected
+from inpaint_distill.host.trace import RESERVED as NAME
+from inpaint_distill.injection import completion_stages, injected
 from inpaint_distill.lookahead.finite_difference import finite_difference
 from inpaint_distill.lookahead.host_problem import Batch
 from inpaint_distill.lookahead.unroll import unroll
@@ -445,8 +446,8 @@ def test_a_call_that_cannot_be_explained_is_refused_also_where_no_teacher_needs_
 def refused(host, match, kind=PlanError, stages=None, **config):
     before = footprint(host)
     image, mask = batch()
+    config = {**FIXED, "completion": True, **config}
     with pytest.raises(kind, match=match) as caught:
-        config = {**FIXED, "completion": True, **config}
         inpaint_distill.attach(host, image=image, mask=mask, stages=stages, config=config)
     assert footprint(host) == before
     assert all((caught.value.asked, caught.value.found, caught.value.fix))
@@ -469,7 +470,7 @@ def test_a_stage_of_a_single_pixel_is_refused():
     refused(Deep(), "levels.4", stages=["levels.1", "levels.4"])  # where it has been planned to be one
     stage = Stage(name="levels.4", channels=8, stride=32)
     with pytest.raises(ConfigError, match="1x1"):
-        completion_stages([stage], Config(completion=True), (32, 32))
+        completion_stages([stage], Config(completion=True, completion_levels=(0,)), (32, 32))
     host = Deep()  # where it becomes one
     image, mask = batch(size=64)
     distiller = inpaint_distill.attach(host, make_optimizer(host), completion=True, stages=["levels.2", "levels.3"])

@@ -27,6 +27,7 @@ from inpaint_distill.host.attention_calls import (
 from inpaint_distill.host.guard import uncompiled, untouched
 from inpaint_distill.host.stage import level_of, token_grid
 from inpaint_distill.host.taps import Hook
+from inpaint_distill.host.trace import RESERVED
 from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def find_attention(host: nn.Module, run: Callable[[], Any], image_size: tuple[in
     finally:
         for handle in handles:
             handle.remove()
-    return [candidate for _, candidate in sorted(recorder.found, key=lambda each: each[0])]
+    found = [candidate for _, candidate in sorted(recorder.found, key=lambda each: each[0])]
+    return [each for each in found if each.site.name.partition(".")[0] != RESERVED]
 
 
 def choose_attention(candidates: Sequence[AttentionCandidate]) -> tuple[AttentionSite, ...]:

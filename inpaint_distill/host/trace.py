@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
     from inpaint_distill.host.call import HostCall
 
-__all__ = ["Event", "Trace", "trace_call", "trace_forward", "trace_sizes"]
+__all__ = ["RESERVED", "Event", "Trace", "trace_call", "trace_forward", "trace_sizes"]
+
+RESERVED = "inpaint_distill"
+"""Name of the sub-module that holds what is injected into a host."""
 
 
 @dataclass
@@ -72,7 +75,8 @@ class _Recorder(Hook):
     """Write down begin and end of every module's calls."""
 
     def __init__(self, host: nn.Module) -> None:
-        self.names = {module: name for name, module in host.named_modules()}
+        named = host.named_modules()
+        self.names = {module: name for name, module in named if name.partition(".")[0] != RESERVED}
         self.clock = 0
         self.calls: Counter[str] = Counter()
         self.open: list[tuple[str, int, int, list[tuple[int, ...]]]] = []

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["ChannelWeights", "FeatureTransform", "MetaNetwork", "TokenWeights", "meta_parameters"]
 
 
+_EPSILON = 1e-12  # of the layer norms, below the variance of the faintest features that hosts have
+
+
 class MetaNetwork(nn.Module):
     """A network that shapes what is distilled.
 
@@ -72,7 +75,7 @@ class ChannelWeights(MetaNetwork):
         """Map (B, C, H, W) to weights (B, weighted), each row summing to 1."""
         pooled = feature.mean((2, 3))
         # Without it the learning rate would depend on the host's activation scale, which spans decades.
-        return torch.softmax(self.linear(F.layer_norm(pooled, pooled.shape[1:])), dim=1)
+        return torch.softmax(self.linear(F.layer_norm(pooled, pooled.shape[1:], eps=_EPSILON)), dim=1)
 
 
 class TokenWeights(MetaNetwork):
@@ -93,5 +96,5 @@ class TokenWeights(MetaNetwork):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (B, N, C) to weights (B, N) in (0, 1), one half at the start."""
-        out: Tensor = self.linear(F.layer_norm(tokens, tokens.shape[2:]))
+        out: Tensor = self.linear(F.layer_norm(tokens, tokens.shape[2:], eps=_EPSILON))
         return out.sigmoid().squeeze(2)

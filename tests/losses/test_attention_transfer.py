@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hosts import ToyHost, batch, batches, make_optimizer, reconstruct, same, train
+from hosts import ToyHost, batch, batches, make_optimizer, reconstruct, train
 from hosts.base import Up, block
 from torch import nn
 from torch.nn import functional as F
@@ -34,6 +34,8 @@ class Attention(nn.Module):
 
 class Windowed(Attention):
     """The same in windows of 4 x 4."""
+
+    window_size = (4, 4)
 
     def forward(self, x):
         images, channels, height, width = x.shape
@@ -71,11 +73,12 @@ HOSTS = {
 }
 
 
-def start(toy, attention=None, lookahead="off", **more):
+def start(toy, distance="l2", lookahead="off", **more):
     """Build a host and attach with attention transfer alone."""
     host = toy.build()
     optimizer = make_optimizer(host)
-    only = {"cross": {"weight": 0.0}, "self": {"weight": 0.0}, "attention": {"weight": 1.0, **(attention or {})}}
+    term = {"weight": 1.0, "distance": distance}
+    only = {"cross": {"weight": 0.0}, "self": {"weight": 0.0}, "attention": term}
     config = {**FIXED, **only, "lookahead": {"engine": lookahead, "every": 2}}
     return host, optimizer, inpaint_distill.attach(host, optimizer, config=config, **more)
 
@@ -106,7 +109,7 @@ def rows_of(seen):
 @pytest.mark.parametrize("name", ["global", "windowed", "gated-conv"])
 def test_its_value_is_the_dense_formula_over_the_hole_rows(name, distance):
     toy = HOSTS[name]
-    host, optimizer, distiller = start(toy, {"distance": distance})
+    host, optimizer, distiller = start(toy, distance)
     train(toy, host, optimizer, batches(3), distiller)  # until the average lags behind
     image, mask = batch(7)
     kept = []
@@ -143,17 +146,16 @@ def test_what_is_tapped_is_what_the_host_used(name):
 def test_it_pulls_the_hosts_rows_to_the_teachers(name):
     toy = HOSTS[name]
     host, _, distiller = start(toy)
-    stirred = dict(distiller=distiller)["distiller"]
     image, mask = batch(7)
     toy.call(host, image, mask)
-    stirred.loss(image, mask)
+    distiller.loss(image, mask)
     with torch.no_grad():
-        for parameter in stirred._teacher.module.parameters():
+        for parameter in distiller._teacher.module.parameters():
             parameter.mul_(1.3)
     optimizer, values = torch.optim.SGD(host.parameters(), 1e-2), []
     for _ in range(8):
         toy.call(host, image, mask)
-        loss = stirred.loss(image, mask)
+        loss = distiller.loss(image, mask)
         values.append(float(loss.detach()))
         optimizer.zero_grad()
         loss.backward()
@@ -181,7 +183,7 @@ def test_t_is_moved_by_the_look_ahead_alone(name, engine):
 
 def test_t_weighs_the_rows():
     site = AttentionSite(name="mix", kind="softmax", heads=1, queries=16, keys=16, channels=5)
-    term = AttentionTransfer(AttentionConfig(weight=1.0), [site], [5], meta=("t",))
+    term = AttentionTransfer(AttentionConfig(weight=1.0), [site], [site], meta=("t",))
     generator = torch.Generator().manual_seed(0)
     own, other = (torch.randn(2, 1, 16, 16, generator=generator).softmax(-1) for _ in range(2))
     entering = torch.randn(2, 16, 5, generator=generator)
@@ -233,14 +235,15 @@ def test_a_module_teacher_may_have_another_layout(name, engine):
 
 def test_attention_of_a_teacher_that_names_none_is_refused_where_the_user_named_the_hosts():
     image, mask = batch()
-    with pytest.raises(PlanError, match="mix"):
+    with pytest.raises(PlanError, match="no attention that is named"):
         start(HOSTS["global"], teacher=ModuleTeacher(Reads()), attention=["mix"], image=image, mask=mask)
 
 
 def test_as_many_layers_have_to_be_named_on_both_sides():
     image, mask = batch()
-    teacher = ModuleTeacher(Reads(), attention=["net.mix", "net.mix"])
-    with pytest.raises(PlanError, match="1 attention layers of the teacher"):
+    twice = nn.Sequential(Reads(), Reads())
+    teacher = ModuleTeacher(twice, stages=["0.net.enc0", "0.net.enc1"], attention=["0.net.mix", "1.net.mix"])
+    with pytest.raises(PlanError, match="1 attention layer"):
         start(HOSTS["global"], teacher=teacher, image=image, mask=mask)
 
 
@@ -249,7 +252,6 @@ def test_every_mask_counts_for_its_own_sample():
     values = []
     for indices in ([0, 1], [0], [1]):
         host, _, distiller = start(toy)
-        teacher = None
         image, mask = (each[indices] for each in batch(5))
         toy.call(host, image, mask)
         distiller.loss(image, mask)
@@ -259,18 +261,13 @@ def test_every_mask_counts_for_its_own_sample():
         toy.call(host, image, mask)
         rows = F.adaptive_max_pool2d(mask, (8, 8)).sum()
         values.append(rows * distiller.loss(image, mask).detach())
-        assert teacher is None
     torch.testing.assert_close(values[0], values[1] + values[2], rtol=1e-3, atol=1e-6)
 
 
-def test_an_empty_map_of_sites_makes_no_term():
-    host, _, distiller = start(HOSTS["global"], attention=None)
+def test_an_empty_list_of_layers_makes_no_term():
     toy = HOSTS["global"]
-    toy.call(host, *batch())
-    assert list(distiller._terms) == ["attention"]
-    host = toy.build()
-    config = {**FIXED, "lookahead": {"engine": "off"}}
-    bare = inpaint_distill.attach(host, config=config, attention=[])
-    toy.call(host, *batch())
-    assert "attention" not in bare._terms
-    assert same(list(bare._terms), ["cross", "self"])
+    for attention, expected in ((None, ["cross", "self", "attention"]), ([], ["cross", "self"])):
+        host = toy.build()
+        distiller = inpaint_distill.attach(host, config=FIXED, attention=attention)
+        toy.call(host, *batch())
+        assert list(distiller._terms) == expected

@@ -6,7 +6,7 @@ from hosts import batches
 from torch import nn
 
 import inpaint_distill
-from inpaint_distill import FrozenTeacher
+from inpaint_distill import FrozenTeacher, OnlineTeacher
 from inpaint_distill.errors import TeacherWarning
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.stage import Stage
@@ -68,3 +68,24 @@ def test_both_errors_are_what_the_network_gives_and_nothing_stays_on_it():
     flat = torch.stack([(plane - plane.mean()).abs().mean() for plane in image.flatten(0, 1)]).mean()
     assert found == TeacherQuality(float(whole), float(without), pytest.approx(float(flat)), "down2")
     assert not network.down2._forward_hooks
+
+
+def test_an_online_teacher_is_measured_once_it_has_trained_for_a_while(monkeypatch):
+    from inpaint_distill.teachers import reconstruction
+
+    monkeypatch.setattr(reconstruction, "_MEASURED_AFTER", 40)
+    host, teacher = Autoencoder(skip=True), OnlineTeacher(lr=1e-2)
+    distiller = inpaint_distill.attach(host, teacher=teacher, lookahead="off")
+    seen = []
+
+    def train():
+        for image, mask in batches(41):
+            host(torch.cat([image * (1 - mask), mask], dim=1))
+            distiller.loss(image, mask)
+            seen.append(teacher.quality)
+
+    with pytest.warns(TeacherWarning, match="teacher='ema'"):
+        train()
+    assert seen[:39] == [None] * 39
+    assert seen[39] is seen[40]
+    assert seen[39].copies_through_skips
