@@ -155,7 +155,8 @@ class Distiller:
         if not self._attached:
             return
         self._companion.step()
-        self._teacher.update(self._host)
+        if self.plan is not None:
+            self._teacher.update(self._host)
         self._step += 1
         if self._lookahead.due(self._step):
             with self.paused():

@@ -25,6 +25,9 @@ from inpaint_distill.networks.completion import CompletionBlock
 FIXED = {"warmup": 0, "balance": "none", "ema_decay": 0.9}
 PLAIN = ZOO["separate"]
 CARRY_A_MASK = [name for name in ZOO_NAMES if name != "white_holes"]
+TRAINED = ["separate", "keywords", "nested", "half_mask", "dict_output", "two_stage", "partial_conv", "dict_stages"]
+TRAINED += ["tokens", "nhwc", "in_place", "batch_norm", "shared_activation", "hook_spectral_norm", "cached_tensor"]
+TRAINED += ["data_spectral_norm", "private_cache", "silent_modes", "noisy", "recurrent"]
 
 
 def start(toy, optimizer=torch.optim.AdamW, **config):
@@ -159,7 +162,7 @@ def test_fusion_is_the_identity_at_the_start_and_its_attention_is_compared():
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CARRY_A_MASK)
+@pytest.mark.parametrize("name", TRAINED)
 def test_the_users_optimizer_trains_them_and_they_stay_or_go_without_trace(name):
     toy = ZOO[name]
     host = toy.build()

@@ -56,6 +56,10 @@ class Batch:
         kept = call.rebuild(lambda _, tensor: tensor.detach().clone())
         return Batch(kept, image.detach().clone(), mask.detach().clone(), autocast)
 
+    def cast(self) -> torch.autocast:
+        """Return the autocast under which the host ran on it."""
+        return torch.autocast(self.image.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+
 
 def hole_weighted_l1(output: Any, target: Tensor, mask: Tensor) -> Tensor:
     """Return the mean absolute error of all restored images, a hole pixel weighing 6 times a known one (ours).
@@ -176,6 +180,5 @@ class HostProblem:
 
     def _forward(self, theta: Parameters, batch: Batch) -> Any:
         own = {key: each for key, each in theta.items() if key.startswith("host.")}
-        kind = batch.image.device.type
-        with untouched(self.host), torch.autocast(kind, dtype=batch.autocast, enabled=batch.autocast is not None):
+        with untouched(self.host), batch.cast():
             return functional_call(self._runner, own, (batch.call,))
