@@ -123,7 +123,11 @@ class Distiller:
         if checked:
             check_values(image, mask)
         self._explain(call, image, mask, checked=checked)
-        teacher = self._teacher.views(*self._teacher_call(call, image)) if self._terms.needs_teacher else Views()
+        teacher = Views()
+        if self._terms.needs_teacher:
+            # As the host ran, also where loss() is called outside the autocast.
+            with torch.autocast(image.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+                teacher = self._teacher.views(*self._teacher_call(call, image))
         with torch.autocast(image.device.type, enabled=False):
             for views in (student, teacher):
                 views.features = [feature.float() for feature in views.features]
@@ -405,9 +409,10 @@ class Distiller:
         """Pose a look-ahead on two batches."""
         if self._recipe is None:
             raise ReplayError("a look-ahead", "a host that has not run yet", "call the host, then loss()")
-        teacher = (
-            self._teacher.look(*self._teacher_call(first.call, first.image)) if self._terms.needs_teacher else Views()
-        )
+        teacher = Views()
+        if self._terms.needs_teacher:
+            with first.cast():
+                teacher = self._teacher.look(*self._teacher_call(first.call, first.image))
         teacher.features = [feature.float() for feature in teacher.features]
         return HostProblem(
             host=self._host,

@@ -231,9 +231,11 @@ def inject(
     own = injected(host)
     if own is None:
         completed = completion_stages(plan.stages, config, plan.image_size) if config.completion else []
-        added: list[tuple[nn.Module, Stage]] = [(CompletionBlock(stage.channels), stage) for stage in completed]
+        # What is added last rewrites first: the attention sees the completed feature.
+        added: list[tuple[nn.Module, Stage]] = []
         if config.fusion:
             added.append((GlobalLocalAttention(plan.stages[-1].channels), plan.stages[-1]))
+        added += [(CompletionBlock(stage.channels), stage) for stage in completed]
         own = Injected()
         own.install(host)
         for block, stage in added:

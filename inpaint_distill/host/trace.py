@@ -75,8 +75,9 @@ class _Recorder(Hook):
     """Write down begin and end of every module's calls."""
 
     def __init__(self, host: nn.Module) -> None:
-        named = host.named_modules()
-        self.names = {module: name for name, module in named if name.partition(".")[0] != RESERVED}
+        # A parametrization is a module that puts out weights.
+        hidden = {RESERVED, "parametrizations"}
+        self.names = {module: name for name, module in host.named_modules() if hidden.isdisjoint(name.split("."))}
         self.clock = 0
         self.calls: Counter[str] = Counter()
         self.open: list[tuple[str, int, int, list[tuple[int, ...]]]] = []

@@ -196,3 +196,16 @@ def test_a_pyramid_of_outputs_is_read_as_stages():
     assert labels(output_stages(trace)) == ("[1]", "[2]", "[0]")
     one = trace_call(nn.Conv2d(3, 8, 1), HostCall((torch.zeros(2, 3, 32, 32),)))
     assert output_stages(one) == ()
+
+
+def test_a_host_whose_class_is_named_after_attention_still_has_an_encoder():
+    class AttentionHost(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 16, 3, stride=2, padding=1)
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    stages = plan_call(AttentionHost(), HostCall((torch.randn(2, 4, 32, 32),)), Wanted()).stages
+    assert [stage.name for stage in stages] == ["first", "second"]

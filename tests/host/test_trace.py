@@ -142,3 +142,14 @@ def test_the_common_conventions_are_recognised(name, expected):
 def test_a_host_under_no_convention_names_those_that_were_tried():
     with pytest.raises(PlanError, match=r"host\(image, mask\)(.|\n)*adapter"):
         find_convention(nn.Linear(7, 7), *batch())
+
+
+@pytest.mark.parametrize("wrap", ["spectral_norm", "weight_norm"])
+def test_a_parametrization_is_no_part_of_the_forward(wrap):
+    parametrize = getattr(nn.utils.parametrizations, wrap)
+    host = nn.Sequential(
+        *(parametrize(nn.Conv2d(channels, 16, 3, stride=2, padding=1)) for channels in (4, 16, 16)),
+        parametrize(nn.Conv2d(16, 3, 1)),
+    )
+    names = [event.name for event in trace_call(host, HostCall((torch.randn(2, 4, 32, 32),))).events]
+    assert names == ["0", "1", "2", "3", ""]
