@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from inpaint_distill.plan import Wanted, choose_adapter
 from inpaint_distill.teachers.choose import make_teacher
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from inpaint_distill.host.adapter import Adapter
     from inpaint_distill.host.attention import AttentionSite
@@ -74,7 +75,9 @@ def attach(
             raise ConfigError(f"{name}={value!r}", "one name", f"give a list of names in order: [{value!r}, ...]")
     if (image is None) != (mask is None):
         raise ConfigError("an image and a mask to plan with", "only one of them", "give both, or neither")
-    values: dict[str, Any] = to_dict(config) if isinstance(config, Config) else dict(config or {})
+    if not isinstance(config, Mapping):
+        config = to_dict(config if isinstance(config, Config) else from_dict(Config, config or {}))
+    values = dict(config)
     if isinstance(teacher, str):
         values["teacher"] = teacher
     if completion is not None:

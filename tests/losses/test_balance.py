@@ -193,5 +193,5 @@ def test_the_factors_are_saved_and_loaded():
     first.balancer.update("cross", torch.tensor(0.25))
     tensors, values = first.state()
     assert values == {}
-    second.load(tensors)
+    second.load(tensors, {})
     assert second.balancer.factors == {"cross": torch.tensor(0.25), "self": None}

@@ -281,11 +281,11 @@ def test_parameters_that_the_user_froze_stay_frozen_in_a_trained_copy():
     host = TOY.build()
     host.enc0.requires_grad_(False)
     teacher = OnlineTeacher(lr=0.1)
+    image, mask = batch()
     distiller = inpaint_distill.attach(
-        host, teacher=teacher, stages=["enc1", "enc2"], config={"warmup": 0, "balance": "none"}
+        host, image=image, mask=mask, teacher=teacher, stages=["enc1", "enc2"], config={"warmup": 0, "balance": "none"}
     )
     before = copy.deepcopy(teacher.module.state_dict())
-    image, mask = batch()
     reconstruct(TOY, host, image, mask)
     distiller.loss(image, mask)
     after = teacher.module.state_dict()
