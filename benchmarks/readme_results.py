@@ -11,27 +11,38 @@ from __future__ import annotations
 from pathlib import Path
 
 from inpaint_distill.training.result import made_contrasts, main_split, read_result
-from inpaint_distill.training.tables import headlines, markdown_overview, markdown_table
+from inpaint_distill.training.tables import SPLIT_LABELS, headlines, markdown_table, overview
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
 def section(folder: Path) -> str:
-    """Return one study's picture, sentences and table."""
+    """Return one study's picture, sentences and table; of an ablation one table over all holes."""
     result = read_result(folder / "result.json")
-    ablated = len({contrast.arm for contrast in made_contrasts(result)}) > 1
-    table = markdown_overview(result, [main_split(result)]) if ablated else markdown_table(result)
-    shown = "input, host, variants, truth" if ablated else "input, host, host + distillation, truth"
+    contrasts, split = made_contrasts(result), main_split(result)
+    ablated = len({contrast.arm for contrast in contrasts}) > 1
     settings, data, where = result["settings"], result["data"], folder.relative_to(ROOT).as_posix()
+    shown = "input, host, variants, truth" if ablated else "input, host, host + distillation, truth"
     title = (
         f"{result['host']['name']}, {result['host']['parameters']:,} parameters, {settings['size']} px, "
-        f"{data['train']:,} training and {data['test']} test images ({data['source']}), {settings['steps']:,} steps of "
-        f"{settings['batch']}, {len(settings['seeds'])} paired seeds, learning rate tuned on the bare host"
+        f"{data['train']:,} training and {data[split]} {SPLIT_LABELS[split]} ({data['source']}), "
+        f"{settings['steps']:,} steps of {settings['batch']}, {len(settings['seeds'])} paired seeds, learning rate tuned "
+        "on the bare host"
     )
-    sentences = " ".join(text for _, text in headlines(result))
+    outcomes = [outcome for outcome, _ in headlines(result)]
+    if ablated:
+        found = len(outcomes) - outcomes.count("not shown")
+        words = f"Differences with their 95% intervals, of which {found} of {len(outcomes)} exclude zero."
+        rows = [
+            f"| {arm.text} | {against.text} | {value.text} | {step.text} |\n"
+            for arm, against, value, _, step, _ in overview(result, split, ("hole_psnr",))
+        ]
+        table = "| arm | against | hole PSNR (dB) ↑ | step |\n|---|---|--:|--:|\n" + "".join(rows)
+    else:
+        words, table = " ".join(text for _, text in headlines(result)), markdown_table(result)
     return (
-        f"![{shown}]({where}/preview.png)\n\n**{title}.** {sentences} "
+        f"![{shown}]({where}/preview.png)\n\n**{title}.** {words} "
         f"[Report]({where}/report.html), [all metrics]({where}/table.md), [JSON]({where}/result.json), "
         f"[curves]({where}/curves.png), [panels]({where}/panels.png).\n\n"
         f"{table}"
