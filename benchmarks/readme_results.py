@@ -27,8 +27,8 @@ def section(folder: Path) -> str:
     title = (
         f"{result['host']['name']}, {result['host']['parameters']:,} parameters, {settings['size']} px, "
         f"{data['train']:,} training and {data[split]} {SPLIT_LABELS[split]} ({data['source']}), "
-        f"{settings['steps']:,} steps of {settings['batch']}, {len(settings['seeds'])} paired seeds, learning rate tuned "
-        "on the bare host"
+        f"{settings['steps']:,} steps of {settings['batch']}, {len(settings['seeds'])} paired seeds, "
+        "learning rate tuned on the bare host"
     )
     outcomes = [outcome for outcome, _ in headlines(result)]
     if ablated:

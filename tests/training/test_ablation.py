@@ -207,10 +207,13 @@ def test_the_report_names_every_arm(study):
             assert drawn.width > 400
 
 
-def test_the_first_seed_leaves_its_trained_hosts(study):
+def test_every_run_leaves_its_trained_host_and_the_report_shows_what_is_in_it(study):
     runs = study / "runs"
-    hosts = sorted(file.name.split("-seed")[0] for file in runs.glob("*.host.safetensors"))
-    assert hosts == sorted(["bare", *CHOSEN, "bare_equal_time"])
+    hosts = sorted(file.name.split("-steps")[0] for file in runs.glob("*.host.safetensors"))
+    assert hosts == sorted(f"{arm}-seed{seed}" for arm in ("bare", *CHOSEN, "bare_equal_time") for seed in (0, 1))
+    evidence = json.loads((study / "inspect" / "inspect.json").read_text())
+    assert (evidence["arm"], evidence["seeds"]) == (CHOSEN[-1], [0, 1])
+    assert "What the features show" in (study / "report.html").read_text()
     (bare,) = runs.glob("bare-seed0-*.host.safetensors")
     get("partial-conv").build(width=4, levels=2).load_state_dict(load_file(bare))
     assert {"self", "uniform"} <= {file.name.split("-seed")[0] for file in runs.glob("*.distiller")}
