@@ -156,6 +156,31 @@ def test_a_loop_over_the_samples_is_one_map(batch, height, width):
     assert torch.equal(seen.entering, feature)
 
 
+class MaskedPatchLoop(PatchLoop):
+    """The same with keys taken out by a factor of 0, before the softmax and after it."""
+
+    def forward(self, feature, shown):
+        rows = []
+        for sample, known in zip(feature.split(1), shown, strict=True):
+            kernels = F.normalize(sample[0].flatten(1).T, dim=1)[..., None, None]
+            factor = known.view(1, -1, 1, 1)
+            rows.append(F.softmax(10 * F.conv2d(sample, kernels) * factor, dim=1) * factor)
+        return torch.cat(rows)
+
+
+def test_keys_that_a_loop_takes_out_by_a_factor_of_zero_are_hidden():
+    shown = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 1, 1, 1, 1, 0]], dtype=torch.float64)
+    feature = torch.randn(2, 8, 2, 3, dtype=torch.float64)
+    module = MaskedPatchLoop()
+    taps = AttentionTaps(module, [site()])
+    taps.begin()
+    used = module(feature, shown)
+    (seen,) = taps.take()
+    assert torch.equal(seen.bias[:, 0, 0] == 0, shown.bool())
+    assert torch.equal(seen.bias[:, 0, 0] == -torch.inf, ~shown.bool())
+    torch.testing.assert_close(seen.rows.where(seen.bias == 0, 0), used.flatten(2).mT[:, None])
+
+
 KEYS = torch.tensor([True] * 11 + [False] * 5)
 BIAS = torch.linspace(-1, 1, 256, dtype=torch.float64).view(16, 16)
 
