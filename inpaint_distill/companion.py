@@ -1,4 +1,4 @@
-"""The user's optimizer, checked, and the optimizer of what the distiller adds (ours)."""
+"""The user's optimizer, checked and given what stays in the host, and the optimizer of what does not (ours)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from inpaint_distill.errors import OptimizerError
+from inpaint_distill.host.trace import RESERVED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import Tensor, nn
 
-__all__ = ["CompanionOptimizer", "check_optimizer"]
+    from inpaint_distill.injection import Injected
+
+__all__ = ["CompanionOptimizer", "adopt", "check_optimizer", "disown"]
 
 
 class CompanionOptimizer:
@@ -106,3 +109,32 @@ def check_optimizer(host: nn.Module, optimizer: torch.optim.Optimizer | None) ->
             "make it from host.parameters() after the host is on its device, or give the generator's optimizer",
         )
     return optimizer
+
+
+def adopt(optimizer: torch.optim.Optimizer, host: nn.Module, own: Injected) -> None:
+    """Let the user's optimizer train what was injected, in the group that trains the stage it follows.
+
+    No group is added: schedulers count them.
+    """
+    groups = optimizer.param_groups
+    for block, stage in zip(own.blocks, own.stages, strict=True):
+        beside = {id(parameter) for parameter in host.get_submodule(stage.name).parameters()}
+        chosen = next((g for g in groups if any(id(p) in beside for p in g["params"])), groups[0])
+        present = {id(parameter) for group in groups for parameter in group["params"]}
+        wanted = {id(parameter) for parameter in block.parameters()} - present
+        added = [(name, parameter) for name, parameter in own.named_parameters(RESERVED) if id(parameter) in wanted]
+        chosen["params"].extend(parameter for _, parameter in added)
+        if "param_names" in chosen:  # of an optimizer made from named_parameters()
+            chosen["param_names"].extend(name for name, _ in added)
+
+
+def disown(optimizer: torch.optim.Optimizer, own: Injected) -> None:
+    """Take the injected parameters, and their moments, out of the user's optimizer."""
+    gone = {id(parameter) for parameter in own.parameters()}
+    for group in optimizer.param_groups:
+        kept = [number for number, parameter in enumerate(group["params"]) if id(parameter) not in gone]
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key] = [group[key][number] for number in kept]
+    for parameter in own.parameters():
+        optimizer.state.pop(parameter, None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from inpaint_distill.companion import CompanionOptimizer
+from inpaint_distill.companion import CompanionOptimizer, adopt, disown
 from inpaint_distill.config import Config, to_dict
 from inpaint_distill.errors import CaptureError, PlanError, ReplayError, StateError
 from inpaint_distill.host.adapted import derive
@@ -17,7 +17,7 @@ from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.guard import forked_rng, module_device
 from inpaint_distill.host.taps import MethodHook, remove_with
 from inpaint_distill.host.watch import Views, Watch
-from inpaint_distill.injection import Injected, adopt, disown, inject, injected
+from inpaint_distill.injection import Injected, inject, injected
 from inpaint_distill.inputs import check_complete, check_shapes, check_values
 from inpaint_distill.lookahead.host_problem import HostProblem
 from inpaint_distill.lookahead.lookahead import Lookahead

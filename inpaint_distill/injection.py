@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from inpaint_distill.config import Config
     from inpaint_distill.plan import Plan
 
-__all__ = ["Injected", "adopt", "completion_stages", "disown", "inject", "injected"]
+__all__ = ["Injected", "completion_stages", "inject", "injected"]
 
 _NAMES: dict[type[nn.Module], str] = {
     CompletionBlock: "completion block",
@@ -287,32 +287,3 @@ def _attention_site(own: Injected) -> AttentionSite | None:
                 name=name, kind="sdpa", heads=block.heads, queries=tokens, keys=tokens, channels=stage.channels
             )
     return None
-
-
-def adopt(optimizer: torch.optim.Optimizer, host: nn.Module, own: Injected) -> None:
-    """Let the user's optimizer train what was injected, in the group that trains the stage it follows.
-
-    No group is added: schedulers count them.
-    """
-    groups = optimizer.param_groups
-    for block, stage in zip(own.blocks, own.stages, strict=True):
-        beside = {id(parameter) for parameter in host.get_submodule(stage.name).parameters()}
-        chosen = next((g for g in groups if any(id(p) in beside for p in g["params"])), groups[0])
-        present = {id(parameter) for group in groups for parameter in group["params"]}
-        wanted = {id(parameter) for parameter in block.parameters()} - present
-        added = [(name, parameter) for name, parameter in own.named_parameters(RESERVED) if id(parameter) in wanted]
-        chosen["params"].extend(parameter for _, parameter in added)
-        if "param_names" in chosen:  # of an optimizer made from named_parameters()
-            chosen["param_names"].extend(name for name, _ in added)
-
-
-def disown(optimizer: torch.optim.Optimizer, own: Injected) -> None:
-    """Take the injected parameters, and their moments, out of the user's optimizer."""
-    gone = {id(parameter) for parameter in own.parameters()}
-    for group in optimizer.param_groups:
-        kept = [number for number, parameter in enumerate(group["params"]) if id(parameter) not in gone]
-        for key in ("params", "param_names"):
-            if key in group:
-                group[key] = [group[key][number] for number in kept]
-    for parameter in own.parameters():
-        optimizer.state.pop(parameter, None)
