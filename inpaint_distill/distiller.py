@@ -117,6 +117,9 @@ class Distiller:
         if not self._composer.active(self._step):
             if self._seeks_hole and self._call is not None:
                 self._derive(self._call, image, mask)
+            self._call = self._observation = None
+            if self._watch is not None:
+                self._watch.clear()
             return image.new_zeros((), dtype=torch.float32)
         call, student, observation, edges = self._take_forward(image)
         checked = image.device.type == "cpu" or self._recipe is None or self._step % _CHECK_EVERY == 0

@@ -574,3 +574,17 @@ def test_nothing_warns_in_a_run_with_everything_on():
         losses = train(toy, host, optimizer, batches(4), distiller)
     assert all(torch.isfinite(loss) for loss in losses)
     assert list(distiller.log)[:3] == ["cross", "self", "attention"]
+
+
+def test_blocks_without_a_term_keep_nothing_of_a_step():
+    toy = ZOO["separate"]
+    host = toy.build()
+    weights = {name: {"weight": 0.0} for name in ("cross", "self", "attention")}
+    distiller = inpaint_distill.attach(host, make_optimizer(host), completion=True, config=weights)
+    image, mask = batch()
+    restored = toy.call(host, image, mask)
+    assert distiller.loss(image, mask) == 0
+    assert distiller._call is None
+    assert not distiller._watch._features._kept
+    assert injected(host).source is not None
+    restored.sum().backward()

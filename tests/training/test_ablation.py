@@ -270,4 +270,5 @@ def test_published_results_are_settings_and_render_whatever_their_schema(file, t
     assert markdown_table(result).startswith("| at | metric | holes |")
     assert headlines(result)
     figures = {draw.__name__: draw(result, tmp_path / f"{draw.__name__}.png") for draw in (curves, differences)}
-    assert "equal wall-clock" in write_report(result, figures, tmp_path).read_text()
+    page = write_report(result, figures, tmp_path).read_text()
+    assert ("equal wall-clock" in page) == result["settings"]["equal_time"]
