@@ -3,8 +3,8 @@
 >>> from inpaint_distill import adapters
 >>> list(adapters.families())[:4]
 ['gated-conv', 'contextual-attention', 'partial-conv', 'unet']
->>> adapters.get("unet").stages
-('encoder.[0-9]',)
+>>> adapters.find(adapters.get("unet").build(width=4)).name
+'unet'
 
 A package adds its own family with an entry point in the group ``inpaint_distill.adapters`` that names a subclass of
 :class:`inpaint_distill.host.adapter.Adapter`. Nothing is loaded before the first call.
@@ -64,7 +64,7 @@ def get(name: str) -> Adapter:
 
 
 def find(host: nn.Module) -> Adapter | None:
-    """Return the first adapter that knows ``host``, or ``None``; a wrapper such as DDP is not looked into."""
+    """Return the first adapter that knows ``host``, whatever wraps it, or ``None``."""
     return next((adapter for adapter in families().values() if adapter.matches(host)), None)
 
 

@@ -104,7 +104,7 @@ def attach(
         check_optimizer(host, optimizer),
         config,
         make_teacher(None if isinstance(teacher, str) else teacher, config),
-        Wanted.of(choose_adapter(host, adapter), stages, attention),
+        Wanted.of(host, choose_adapter(host, adapter), stages, attention),
         inpainting_loss,
     )
     try:

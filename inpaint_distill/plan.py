@@ -15,6 +15,7 @@ from inpaint_distill.host.conventions import find_convention
 from inpaint_distill.host.discovery import choose_encoder, find_encoders, named_stages
 from inpaint_distill.host.guard import module_device
 from inpaint_distill.host.trace import trace_call, trace_sizes
+from inpaint_distill.host.wrappers import unwrap
 from inpaint_distill.inputs import check_shapes, check_values
 
 if TYPE_CHECKING:
@@ -117,12 +118,13 @@ class Wanted:
 
     @staticmethod
     def of(
+        host: nn.Module,
         adapter: Adapter | None,
         stages: Sequence[str | Stage] | None = None,
         attention: Sequence[str | AttentionSite] | None = None,
     ) -> Wanted:
         """Let the user's names go before the adapter's."""
-        known = (adapter.stages, adapter.attention) if adapter else (None, None)
+        known = (adapter.stages(host), adapter.attention(host)) if adapter else (None, None)
         return Wanted(
             stages=stages or known[0],
             attention=known[1] if attention is None else attention,
@@ -182,7 +184,8 @@ def plan(
         InputError: Image or mask are not what they should be.
         PlanError: The host does not run, no stages are found, or a name does not fit.
     """
-    return plan_images(host, image, mask, Wanted.of(choose_adapter(host, adapter), stages, attention))
+    host = unwrap(host)
+    return plan_images(host, image, mask, Wanted.of(host, choose_adapter(host, adapter), stages, attention))
 
 
 def plan_call(host: nn.Module, call: HostCall, wanted: Wanted) -> Plan:
@@ -207,8 +210,8 @@ def plan_images(host: nn.Module, image: Tensor, mask: Tensor, wanted: Wanted) ->
     device = module_device(host)
     image, mask = image.to(device), mask.to(device).float().expand(image.shape[0], -1, -1, -1)
     if adapter is None:
-        name, convention = find_convention(host, image, mask)
-        return _plan(host, trace_call(host, convention(image, mask)), wanted, name)
+        convention = find_convention(host, image, mask)
+        return _plan(host, trace_call(host, convention.pack(image, mask)), wanted, str(convention))
 
     def run(size: tuple[int, int]) -> object:
         return adapter.outputs(host, F.interpolate(image, size), F.interpolate(mask, size))

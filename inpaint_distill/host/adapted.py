@@ -60,4 +60,5 @@ def derive(host: nn.Module, call: HostCall, image: Tensor, mask: Tensor, adapter
     """
     if adapter is not None and not adapter.replayable:
         return _AdapterRecipe(adapter, call.signature())
-    return derive_recipe(host, call, image, mask)
+    known = adapter.variant(host) if adapter is not None else None
+    return derive_recipe(host, call, image, mask, known.convention.declared(image.shape[1]) if known else None)

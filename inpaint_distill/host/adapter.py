@@ -2,40 +2,110 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from inpaint_distill.errors import PlanError
+from inpaint_distill.host.wrappers import unwrap
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, nn
 
-__all__ = ["Adapter"]
+    from inpaint_distill.host.attention import AttentionSite
+    from inpaint_distill.host.conventions import Convention
+    from inpaint_distill.host.stage import Stage
+
+__all__ = ["Adapter", "Variant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One implementation of a family: how it is known, and how it is called (ours).
+
+    Attributes:
+        source: Where it is from, as ``owner/repository`` or ``package``.
+        kind: Its class name.
+        has: Names of sub-modules that tell it from other classes of that name.
+        convention: How it takes image and hole and gives the restored image back.
+        stages: Encoder stages, shallow to deep: names, globs or stages; ``None`` leaves them to discovery.
+        attention: Attention layers: names, globs or sites; ``None`` leaves them to discovery.
+    """
+
+    source: str
+    kind: str
+    has: tuple[str, ...]
+    convention: Convention
+    stages: tuple[str | Stage, ...] | None = None
+    attention: tuple[str | AttentionSite, ...] | None = None
+
+    def matches(self, host: nn.Module) -> bool:
+        """Tell whether a bare module is this implementation, or derived from it, without importing its package."""
+        # By the names of all its bases: FSDP2 puts a class of its own in front of the host's.
+        if self.kind not in {base.__name__ for base in type(host).__mro__}:
+            return False
+        return set(self.has) <= {name for name, _ in host.named_modules(remove_duplicate=False)}
 
 
 class Adapter:
     """Facts about one family of hosts that cannot be read off the module itself (ours).
 
-    A host needs no adapter when discovery and replay succeed. Subclasses override what they know.
+    A host needs no adapter when discovery and replay succeed. Most families say all there is to say in ``variants``;
+    what does not fit there goes into the methods.
 
     Attributes:
         name: Short name of the family, as used on the command line (``"gated-conv"``).
-        stages: Module names or globs of the encoder stages, shallow to deep; ``None`` leaves it to discovery.
+        variants: The implementations that it knows.
         replayable: Whether the host's own call carries image and mask, so that it can be repeated for the teacher. Set
-            it to ``False`` where it does not (the mask is set by a method, made inside, or given as edges or latents):
-            the teacher is then run by :meth:`outputs`, on the image given to ``loss()`` in [-1, 1].
-        attention: Module names or globs of the attention layers; ``None`` leaves it to discovery.
+            it to ``False`` where it does not (the mask is set by a method, or made inside): the teacher is then run by
+            :meth:`outputs`, on the image given to ``loss()`` in [-1, 1].
+        restores: Whether :meth:`outputs` are restored images, as opposed to noise to be taken away.
     """
 
     name: ClassVar[str] = ""
-    stages: ClassVar[tuple[str, ...] | None] = None
+    variants: ClassVar[tuple[Variant, ...]] = ()
     replayable: ClassVar[bool] = True
-    attention: ClassVar[tuple[str, ...] | None] = None
+    restores: ClassVar[bool] = True
+
+    def variant(self, host: nn.Module) -> Variant | None:
+        """Return the implementation that ``host`` is, whatever wraps it, or ``None``."""
+        host = unwrap(host)
+        return next((each for each in self.variants if each.matches(host)), None)
 
     def matches(self, host: nn.Module) -> bool:
         """Tell, by class name and attributes and without importing its package, whether ``host`` is of this family."""
-        raise NotImplementedError
+        return self.variant(host) is not None
 
     def build(self, **kwargs: Any) -> nn.Module | None:
         """Construct a host of this family, or return ``None`` where the user has to clone the code."""
         return None
+
+    def stages(self, host: nn.Module) -> Sequence[str | Stage] | None:
+        """Return the encoder stages of ``host``, shallow to deep; ``None`` leaves them to discovery."""
+        found = self.variant(host)
+        return found.stages if found else None
+
+    def attention(self, host: nn.Module) -> Sequence[str | AttentionSite] | None:
+        """Return the attention layers of ``host``; ``None`` leaves them to discovery, nothing taps none."""
+        found = self.variant(host)
+        return found.attention if found else None
+
+    def convention(self, host: nn.Module) -> Convention:
+        """Return how ``host`` is called.
+
+        Raises:
+            PlanError: It is none of the variants.
+        """
+        found = self.variant(host)
+        if found is None:
+            known = ", ".join(f"{each.kind} of {each.source}" for each in self.variants) or "none"
+            raise PlanError(
+                f"how adapter {self.name or type(self).__name__!r} calls a {type(unwrap(host)).__name__}",
+                f"it knows {known}",
+                "give another adapter, or one of your own with this class in `variants`, or with `outputs`",
+            )
+        return found.convention
 
     def outputs(self, host: nn.Module, image: Tensor, hole: Tensor) -> tuple[Tensor, ...]:
         """Run the host and return every image that its own training supervises, coarse first, the result last.
@@ -47,8 +117,12 @@ class Adapter:
 
         Returns:
             Images (B, 3, H, W) in [-1, 1], not composited with the known pixels.
+
+        Raises:
+            PlanError: The host is none of the variants.
         """
-        raise NotImplementedError
+        convention = self.convention(host)
+        return convention.unpack(convention.pack(image, hole).run(host))
 
     def call(self, host: nn.Module, image: Tensor, hole: Tensor) -> Tensor:
         """Run the host and return the restored image (B, 3, H, W) in [-1, 1]."""

@@ -7,7 +7,8 @@ is compared with the image and the mask that the user gives to the loss:
 - *mask*: ``a * mask + b``, also at a lower resolution: becomes ``b``, an empty hole;
 - *image*: ``sum_c a_c * image_c + b`` at every known pixel, whatever stands in the hole: becomes that sum everywhere.
 
-Anything else is an error that names the argument and the channel.
+Anything else is an error that names the argument and the channel, unless an adapter declares what it is: *passed on*
+(edges, noise), or *latent*, which becomes the complete image's.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from inpaint_distill.host.call import HostCall, argument_name
 from inpaint_distill.host.hole import HoleSource
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from inpaint_distill.host.tree import Path
@@ -114,7 +117,13 @@ class Recipe:
         return "; ".join(parts)
 
 
-def derive_recipe(host: nn.Module, call: HostCall, image: Tensor, mask: Tensor) -> Recipe:
+def derive_recipe(
+    host: nn.Module,
+    call: HostCall,
+    image: Tensor,
+    mask: Tensor,
+    declared: Mapping[Path, Mapping[int, int | None]] | None = None,
+) -> Recipe:
     """Explain every pixel argument of a host's call by the image and the mask.
 
     Args:
@@ -122,6 +131,8 @@ def derive_recipe(host: nn.Module, call: HostCall, image: Tensor, mask: Tensor) 
         call: Its arguments.
         image: Complete image (B, 3, H, W), in any affine range.
         mask: (B, 1, H, W), 1 in the hole.
+        declared: Channels that an adapter explains, by argument: each is passed on as it is (``None``), or becomes a
+            channel of the complete image.
 
     Raises:
         ReplayError: A channel is neither image nor mask nor constant, or no argument carries the image.
@@ -139,9 +150,9 @@ def derive_recipe(host: nn.Module, call: HostCall, image: Tensor, mask: Tensor) 
         for path, tensor in call.tensors():
             if _carries_pixels(tensor, image):
                 names[path] = argument_name(host, path)
-                found[path] = _explain(names[path], tensor, image64, mask64)
+                found[path] = _explain(names[path], tensor, image64, mask64, (declared or {}).get(path, {}))
     kinds = [kind for channels in found.values() for kind in channels.kinds]
-    if "image" not in kinds:
+    if not {"image", "latent"} & set(kinds):
         shapes = [f"{argument_name(host, path)} {tuple(t.shape)}" for path, t in call.tensors()]
         raise ReplayError(
             "the image among the arguments of the host's call",
@@ -165,7 +176,7 @@ def _planes(tensor: Tensor) -> Tensor:
 def _complete(tensor: Tensor, image: Tensor, channels: _Channels) -> Tensor:
     weight, bias = channels.weight.to(image), channels.bias.to(image)
     planes = _planes(tensor)
-    if "image" in channels.kinds:
+    if bool({"image", "latent"} & set(channels.kinds)):
         with torch.autocast(image.device.type, enabled=False):  # pixels stay exact in a mixed-precision step
             filled = torch.einsum("oc,bchw->bohw", weight, image) + bias.view(-1, 1, 1)
     else:
@@ -182,7 +193,7 @@ def _equal(value: Tensor, expected: Tensor, where: Tensor) -> bool:
     return error.numel() == 0 or bool(error.max() <= tolerance * (1 + scale.max()))
 
 
-def _explain(name: str, tensor: Tensor, image: Tensor, mask: Tensor) -> _Channels:
+def _explain(name: str, tensor: Tensor, image: Tensor, mask: Tensor, declared: Mapping[int, int | None]) -> _Channels:
     planes = _planes(tensor)
     if planes.shape[0] == 1 and planes.ndim == 4:  # one mask, or one plane, for the whole batch
         planes = planes.expand(image.shape[0], -1, -1, -1)
@@ -200,6 +211,13 @@ def _explain(name: str, tensor: Tensor, image: Tensor, mask: Tensor) -> _Channel
     kinds: list[str] = []
     for index in range(channels):
         plane = planes[:, index : index + 1]
+        if index in declared:
+            source = declared[index]
+            keep[index] = source is None
+            if source is not None:
+                weight[index, source] = 1
+            kinds.append("passed on" if source is None else "latent")
+            continue
         expected = kinds.count("image") % image.shape[1]
         if (line := _fit_mask(plane, mask)) is not None:
             slope[index], bias[index] = line

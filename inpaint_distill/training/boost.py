@@ -99,7 +99,7 @@ def _host_facts(settings: BoostSettings, data: StudyData) -> dict[str, Any]:
     return {
         "name": settings.host,
         "parameters": sum(parameter.numel() for parameter in trainer.host.parameters()),
-        "stages": list(trainer.adapter.stages or ()),
+        "stages": [getattr(stage, "label", stage) for stage in trainer.adapter.stages(trainer.host) or ()],
     }
 
 

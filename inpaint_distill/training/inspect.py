@@ -221,7 +221,7 @@ def _attention(
         name: partial(run_network, network, adapter, data.images, empty if name == TEACHER else data.holes)
         for name, network in trained.networks.items()
     }
-    sites = attention_sites(trained.networks[BARE], runs[BARE], size, adapter.attention)
+    sites = attention_sites(trained.networks[BARE], runs[BARE], size, adapter.attention(trained.networks[BARE]))
     seen = {name: watch_attention(network, runs[name], sites) for name, network in trained.networks.items()}
     found = []
     for index, site in enumerate(sites):

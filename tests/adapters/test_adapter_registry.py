@@ -52,9 +52,14 @@ def test_find_knows_every_built_in_host():
         assert adapters.find(host).name == name
 
 
-def test_find_returns_none_for_a_stranger_and_does_not_unwrap():
+def test_find_returns_none_for_a_stranger_and_for_a_host_inside_another_module():
     assert adapters.find(nn.Linear(1, 1)) is None
     assert adapters.find(nn.Sequential(adapters.get("partial-conv").build(width=4))) is None
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda host: torch.compile(nn.DataParallel(host))])
+def test_find_looks_into_what_is_put_around_a_host_to_train_it(wrap):
+    assert adapters.find(wrap(adapters.get("partial-conv").build(width=4))).name == "partial-conv"
 
 
 def test_a_class_that_only_shares_the_name_is_a_stranger():

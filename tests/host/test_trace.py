@@ -121,26 +121,26 @@ def test_a_host_that_accepts_no_size_is_an_error_with_its_own_message():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("concatenated", "host(cat[image, mask])"),
-        ("ones_plane", "host(cat[image, ones, mask])"),
-        ("ones_and_mask", "host(cat[image, ones, mask], mask)"),
-        ("masks_itself", "host(image, mask)"),
-        ("two_stage", "host(image, mask)"),
-        ("partial_conv", "host(image, mask)"),
+        ("concatenated", "host(cat[image, hole])"),
+        ("ones_plane", "host(cat[image, ones, hole])"),
+        ("ones_and_mask", "host(cat[image, ones, hole], hole)"),
+        ("masks_itself", "host(image, hole)"),
+        ("two_stage", "host(image, hole)"),
+        ("partial_conv", "host(image, hole)"),
         ("white_holes", "host(image)"),
     ],
 )
 def test_the_common_conventions_are_recognised(name, expected):
     host = ZOO[name].build()
     notes = footprint(host)
-    found, convention = find_convention(host, *batch())
-    assert found == expected
-    convention(*batch()).run(host)
+    found = find_convention(host, *batch())
+    assert str(found) == expected
+    found.pack(*batch()).run(host)
     assert footprint(host) == notes
 
 
 def test_a_host_under_no_convention_names_those_that_were_tried():
-    with pytest.raises(PlanError, match=r"host\(image, mask\)(.|\n)*adapter"):
+    with pytest.raises(PlanError, match=r"host\(image, hole\)(.|\n)*adapter"):
         find_convention(nn.Linear(7, 7), *batch())
 
 
