@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from inpaint_distill.host.adapter import Adapter
     from inpaint_distill.host.attention import AttentionSite
     from inpaint_distill.host.stage import Stage
+    from inpaint_distill.host.targets import Target
     from inpaint_distill.lookahead.host_problem import InpaintingLoss
     from inpaint_distill.teachers.base import Teacher
 
@@ -34,8 +35,8 @@ def attach(
     image: Tensor | None = None,
     mask: Tensor | None = None,
     teacher: Literal["ema", "frozen", "online"] | Teacher | nn.Module | None = None,
-    stages: Sequence[str | Stage] | None = None,
-    attention: Sequence[str | AttentionSite] | None = None,
+    stages: Sequence[Target | Stage] | None = None,
+    attention: Sequence[Target | AttentionSite] | None = None,
     completion: bool | None = None,
     lookahead: Literal["finite_difference", "unroll", "off"] | None = None,
     inpainting_loss: InpaintingLoss | None = None,
@@ -54,8 +55,9 @@ def attach(
         image: A complete image (B, 3, H, W) in [-1, 1] or [0, 1], to plan now.
         mask: Its mask (B, 1, H, W), 1 in the hole.
         teacher: ``"ema"`` (default), ``"frozen"``, ``"online"``, a teacher object, or any module.
-        stages: Names or globs of the encoder stages, shallow to deep; found by default.
-        attention: Names or globs of the attention layers whose rows are compared; found by default, and none where the
+        stages: The encoder stages, shallow to deep: names, globs, regular expressions, classes of modules, functions
+            of name and module, or :class:`~inpaint_distill.host.stage.Stage`; found by default.
+        attention: The attention layers whose rows are compared, in the same ways; found by default, and none where the
             list is empty.
         completion: Inject completion blocks, which stay in the host.
         lookahead: How the meta-networks are trained: ``"finite_difference"`` (default), ``"unroll"`` or ``"off"``.
@@ -99,6 +101,9 @@ def attach(
             "no optimizer to train them",
             "give attach() the optimizer, or image and mask now and make the optimizer afterwards",
         )
+    if (config.completion or config.fusion) and isinstance(host, nn.parallel.DistributedDataParallel):
+        found = "DistributedDataParallel, which has already listed the parameters that it synchronises"
+        raise PlanError("to inject a sub-module into the host", found, "attach before wrapping, with image and mask")
     distiller = Distiller(
         host,
         check_optimizer(host, optimizer),

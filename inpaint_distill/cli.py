@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inpaint_distill.config import from_dict, load_yaml
-from inpaint_distill.errors import ConfigError, InpaintDistillError
+from inpaint_distill.errors import ConfigError, InpaintDistillError, PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ __all__ = ["main"]
 _DESCRIPTION = {
     "boost": "Train a host alone and with distillation, paired, and report whether it gained.",
     "inspect": "Look into the trained hosts of a study: does the hole show in their features?",
-    "plan": "Show what would be tapped on a host, without touching it.",
+    "plan": "Show what would be tapped on a host, without touching it, and write an adapter for it.",
 }
 
 
@@ -175,7 +175,10 @@ def _file_settings(path: Path) -> dict[str, Any]:
 def _plan(parsed: argparse.Namespace) -> int:
     import torch
 
+    from inpaint_distill import adapters
+    from inpaint_distill.host.conventions import find_convention
     from inpaint_distill.plan import plan
+    from inpaint_distill.skeleton import adapter_skeleton, output_paths
 
     host = _build(parsed.host, parsed.kwargs)
     generator = torch.Generator().manual_seed(0)
@@ -183,7 +186,17 @@ def _plan(parsed: argparse.Namespace) -> int:
     mask = torch.zeros(2, 1, parsed.size, parsed.size)
     quarter = parsed.size // 4
     mask[:, :, quarter : 3 * quarter, quarter : 3 * quarter] = 1
-    print(plan(host, image, mask, stages=parsed.stages, attention=parsed.attention))
+    if adapters.find(host) is not None:
+        print(plan(host, image, mask, stages=parsed.stages, attention=parsed.attention))
+        return 0
+    try:
+        convention = find_convention(host, image, mask)
+    except PlanError as error:
+        print(f"{error}\n\nAn adapter to be filled in:\n\n{adapter_skeleton(host)}")
+        return 2
+    found = plan(host, image, mask, stages=parsed.stages, attention=parsed.attention)
+    paths = output_paths(host, convention, image, mask)
+    print(f"{found}\n\nAn adapter that says the same:\n\n{adapter_skeleton(host, found, convention, paths)}")
     return 0
 
 

@@ -14,9 +14,10 @@ from inpaint_distill.config import Config, to_dict
 from inpaint_distill.errors import CaptureError, PlanError, ReplayError, StateError
 from inpaint_distill.host.adapted import derive
 from inpaint_distill.host.call import HostCall
-from inpaint_distill.host.guard import forked_rng, module_device
+from inpaint_distill.host.guard import RandomState, forked_rng, module_device
 from inpaint_distill.host.taps import MethodHook, remove_with
 from inpaint_distill.host.watch import Views, Watch
+from inpaint_distill.host.wrappers import unwrap
 from inpaint_distill.injection import Injected, inject, injected
 from inpaint_distill.inputs import check_complete, check_shapes, check_values
 from inpaint_distill.lookahead.host_problem import HostProblem
@@ -67,7 +68,8 @@ class Distiller:
     ) -> None:
         self.config = config
         self.plan: Plan | None = None
-        self._host = host
+        self._called = host
+        self._host = unwrap(host)
         self._optimizer = optimizer
         self._teacher = teacher
         self._wanted = wanted
@@ -109,7 +111,7 @@ class Distiller:
         """
         if not self._attached:
             raise CaptureError("a distillation loss", "the distiller is detached", "attach() again")
-        check_shapes(image, mask)
+        check_shapes(image, mask, latent=self._wanted.latent)
         if not torch.is_grad_enabled():
             raise CaptureError("a distillation loss", "loss() was called under no_grad", "call it with gradients on")
         if self._paused:
@@ -124,7 +126,7 @@ class Distiller:
         call, student, observation, edges = self._take_forward(image)
         checked = image.device.type == "cpu" or self._recipe is None or self._step % _CHECK_EVERY == 0
         if checked:
-            check_values(image, mask)
+            check_values(image, mask, latent=self._wanted.latent)
         self._explain(call, image, mask, checked=checked)
         teacher = Views()
         if self._terms.needs_teacher:
@@ -138,6 +140,8 @@ class Distiller:
             terms = self._terms(student, teacher, hole)
             loss = self._composer.combine(terms, self._step, observation, self._terms.looks_at, edges)
         loss.register_hook(self._companion.arrive)  # type: ignore[no-untyped-call]
+        if self._recipe is not None:
+            call = self._recipe.own(call, image, mask)
         self._lookahead.remember(self._step, call, image, mask, self._autocast)
         return loss
 
@@ -199,7 +203,7 @@ class Distiller:
                 disown(self._optimizer, self._injected)
             self._injected.remove(self._host)
             self._injected = None
-        return self._host
+        return self._called
 
     def undo(self) -> None:
         """Take off what has been put on the host so far; blocks that it had before stay."""
@@ -265,6 +269,8 @@ class Distiller:
                 raise
             if self._injected is not None:  # its own hook on the root came too late for this forward
                 self._injected.begin(args, kwargs)
+        if self.plan is not None and self.plan.draws:
+            call = HostCall(args, kwargs, RandomState.now(module_device(self._host)))
         self._observation = self._composer.observation(self._step)
         if self._watch is not None:
             self._watch.begin(self._observation.watch if self._observation else None)
@@ -289,8 +295,8 @@ class Distiller:
             self._prepare(plan_images(self._host, image, mask, self._wanted))
         before, after, step = (MethodHook(self, name) for name in ("_before_forward", "_after_forward", "_after_step"))
         self._handles = [
-            self._host.register_forward_pre_hook(before, with_kwargs=True),
-            self._host.register_forward_hook(after),
+            self._called.register_forward_pre_hook(before, with_kwargs=True),
+            self._called.register_forward_hook(after),
         ]
         if self._optimizer is not None:
             self._handles.append(self._optimizer.register_step_post_hook(step))
@@ -319,6 +325,10 @@ class Distiller:
         self._composer.keep(self._terms.keys())
         self._companion = CompanionOptimizer(self._terms.trained(), self._optimizer)
         self._lookahead = Lookahead(self.config.lookahead, dict(meta_parameters(self._terms)))
+        restores = self._wanted.adapter is None or self._wanted.adapter.restores
+        if self._lookahead.active and not restores and self._inpainting_loss is None:
+            asked, found = "a restored image among the host's outputs", "outputs of another kind, such as noise"
+            self._lookahead.give_up(ReplayError(asked, found, "give attach(inpainting_loss=...)"))
         self._watch = Watch(self._host, plan.stages, sites)
         added = [(name, sum(p.numel() for p in term.parameters())) for name, term in self._terms.items()]
         inserted = tuple(self._injected.describe()) if self._injected else ()

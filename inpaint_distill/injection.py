@@ -14,7 +14,6 @@ from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.hole import HoleSource
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.trace import RESERVED
-from inpaint_distill.host.tree import rebuild, select
 from inpaint_distill.networks.completion import CompletionBlock
 from inpaint_distill.networks.fusion import GlobalLocalAttention
 
@@ -58,11 +57,6 @@ class Injected(nn.Module):
         if hasattr(host, RESERVED):
             found = f"a {type(getattr(host, RESERVED)).__name__} of that name"
             raise PlanError(f"to inject a sub-module {RESERVED!r}", found, "detach the first distiller, or rename it")
-        if isinstance(host, nn.parallel.DistributedDataParallel):
-            found = "DistributedDataParallel, which has already listed the parameters that it synchronises"
-            raise PlanError(
-                "to inject a sub-module into the host", found, "attach before wrapping, with image and mask"
-            )
         if isinstance(host, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             raise PlanError(
                 "to inject a sub-module into the host",
@@ -75,6 +69,9 @@ class Injected(nn.Module):
 
     def add(self, host: nn.Module, block: nn.Module, stage: Stage) -> None:
         """Let a block rewrite a stage's output, before any other hook sees it."""
+        if callable(stage.select):
+            found, fix = "a feature chosen by a function, which cannot be saved", "give the path: Stage(select=(...))"
+            raise PlanError(f"a block after {stage.label}", found, fix)
         module = host.get_submodule(stage.name)
         parameter = next(module.parameters(), next(host.parameters(), None))
         if parameter is not None:
@@ -127,10 +124,11 @@ class Injected(nn.Module):
         blind = completes and self._hole is None
         if call != stage.call or (blind and not torch.is_grad_enabled()):
             return output
-        feature = stage.as_map(select(output, stage.select), self._image_size)
-        hole = feature.new_zeros(feature.shape[0], 1, *self._image_size) if blind else self._hole
-        changed = stage.as_output(block(feature, hole) if completes else block(feature))
-        return rebuild(output, lambda path, tensor: changed if path == stage.select else tensor)
+        feature = stage.read(output)
+        map = stage.as_map(feature, self._image_size)
+        hole = map.new_zeros(map.shape[0], 1, *self._image_size) if blind else self._hole
+        changed = block(map, hole) if completes else block(map)
+        return stage.write(output, stage.as_output(changed, feature))
 
     def describe(self) -> list[str]:
         """Say in one line each what is injected."""
@@ -164,8 +162,7 @@ class Injected(nn.Module):
         own.source = Injected.read_source(spec)
         kinds = {"completion": CompletionBlock, "fusion": GlobalLocalAttention}
         for each in spec["blocks"]:
-            values = {**each["stage"], "select": tuple(each["stage"]["select"]), "size": tuple(each["stage"]["size"])}
-            stage = Stage(**values)
+            stage = Stage.from_spec(each["stage"])
             own.add(host, kinds[each["kind"]](stage.channels), stage)
         return own
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,12 +18,13 @@ _FLAT = 64  # values: a smaller hole may be flat by chance
 _SLACK = 0.05  # resampling and augmentation overshoot a little
 
 
-def check_shapes(image: Any, mask: Any) -> None:
+def check_shapes(image: Any, mask: Any, *, latent: bool = False) -> None:
     """Check what costs nothing: types, dimensions, sizes.
 
     Args:
         image: Complete image (B, 3, H, W), floating point.
         mask: (B or 1, 1, H, W).
+        latent: The host works on latents (B, C, H, W) of another network instead.
 
     Raises:
         InputError: Something else was given.
@@ -34,7 +36,7 @@ def check_shapes(image: Any, mask: Any) -> None:
     asked = "image (B, 3, H, W) and mask (B, 1, H, W)"
     if image.ndim == mask.ndim == 4 and image.shape[1] == 1 and mask.shape[1] == 3:
         raise InputError(asked, f"{shapes}: they are swapped", "call loss(image, mask), the image first")
-    if image.ndim != 4 or image.shape[1] != 3:
+    if image.ndim != 4 or (image.shape[1] != 3 and not latent):
         raise InputError(asked, shapes, "give the complete image with 3 channels, batch first")
     if mask.ndim != 4 or mask.shape[1] != 1:
         raise InputError(asked, shapes, "give the mask with 1 channel, 1 = hole, batch first")
@@ -48,16 +50,21 @@ def check_shapes(image: Any, mask: Any) -> None:
         raise InputError("an image in [-1, 1] or [0, 1]", f"{image.dtype}", "convert it: image.float() / 127.5 - 1")
 
 
-def check_values(image: Tensor, mask: Tensor) -> None:
+def check_values(image: Tensor, mask: Tensor, *, latent: bool = False) -> None:
     """Check what reads the values and so waits for the device: range, 0/1 mask, a hole to fill.
+
+    Args:
+        image: (B, C, H, W).
+        mask: (B or 1, 1, H, W).
+        latent: The image is latents, of any range.
 
     Raises:
         InputError: The image is out of range or not finite, the mask is not 0/1, or there is no hole.
     """
     low, high = (float(value) for value in torch.aminmax(image.detach()))
-    if not (low >= -1 - _SLACK and high <= 1 + _SLACK):
+    if not ((latent and math.isfinite(low + high)) or (low >= -1 - _SLACK and high <= 1 + _SLACK)):
         raise InputError(
-            "an image in [-1, 1] or [0, 1]",
+            "finite latents" if latent else "an image in [-1, 1] or [0, 1]",
             f"values from {low:.4g} to {high:.4g}",
             "rescale it (image / 127.5 - 1 for 0..255); give loss() the image as it was before any other normalisation",
         )

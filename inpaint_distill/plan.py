@@ -14,7 +14,9 @@ from inpaint_distill.host.attention_discovery import choose_attention, find_atte
 from inpaint_distill.host.conventions import find_convention
 from inpaint_distill.host.discovery import choose_encoder, find_encoders, named_stages
 from inpaint_distill.host.guard import module_device
+from inpaint_distill.host.stage import token_grid
 from inpaint_distill.host.trace import trace_call, trace_sizes
+from inpaint_distill.host.tree import format_path
 from inpaint_distill.host.wrappers import unwrap
 from inpaint_distill.inputs import check_shapes, check_values
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from inpaint_distill.host.attention_discovery import AttentionCandidate
     from inpaint_distill.host.call import HostCall
     from inpaint_distill.host.stage import Stage
+    from inpaint_distill.host.targets import Target
     from inpaint_distill.host.trace import Trace
 
 __all__ = ["Plan", "Wanted", "choose_adapter", "plan", "plan_call", "plan_images"]
@@ -40,6 +43,7 @@ class Plan:
         host: Class name of the host.
         stages: The tapped stages, shallow to deep.
         encoders: Every encoder found, in the order in which they run; empty where the stages were named.
+        deeper: Features at the lowest resolution after the last stage, any of which could be named in its place.
         reason: Why these stages.
         image_size: Height and width of the images that the host is used with.
         dry_run_size: Height and width of the dry run, stretched where the host accepts it.
@@ -49,6 +53,7 @@ class Plan:
         teacher: What the teacher is.
         injected: What is injected into the host and stays in it, in words.
         added: Name and number of parameters of each term's networks.
+        draws: The host draws random numbers: its teacher is run with the same.
     """
 
     host: str
@@ -63,11 +68,15 @@ class Plan:
     teacher: str = ""
     injected: tuple[str, ...] = ()
     added: tuple[tuple[str, int], ...] = ()
+    deeper: tuple[Stage, ...] = ()
+    draws: bool = False
 
     def __str__(self) -> str:
         rows = [("stage", "call", "output", "layout", "channels", "size", "stride", "kept as")]
         for stage in self.stages:
-            select = "".join(f"[{key!r}]" for key in stage.select) or "tensor"
+            select = stage.selection.strip() or "tensor"
+            if stage.mask is not None:
+                select += f", mask {format_path(stage.mask)}"
             size = f"{stage.size[0]} x {stage.size[1]}"
             kept = "copy (overwritten in place later)" if stage.clone else "reference"
             fixed = (stage.layout, str(stage.channels), size, str(stage.stride), kept)
@@ -86,11 +95,13 @@ class Plan:
             for encoder in self.encoders
             if encoder != self.stages
         ]
-        lines += [f"attention: {_describe(site)}" for site in self.attention]
+        if self.deeper:
+            lines.append(f"as deep, later: {', '.join(stage.label for stage in self.deeper)}")
+        lines += [f"attention: {_describe(site, self.dry_run_size)}" for site in self.attention]
         for candidate in self.candidates:
             if candidate.site not in self.attention:
                 reason = "" if candidate.usable else f": {candidate.reason}"
-                lines.append(f"attention not tapped: {_describe(candidate.site)}{reason}")
+                lines.append(f"attention not tapped: {_describe(candidate.site, self.dry_run_size)}{reason}")
         lines += [f"injected: {line}" for line in self.injected]
         if self.teacher:
             lines.append(f"teacher: {self.teacher}")
@@ -108,20 +119,22 @@ class Wanted:
         adapter: What is known about the host's family.
         named: Whether ``stages`` are the user's own.
         names_attention: Whether ``attention`` is, and is not empty.
+        latent: Whether the host works on latents.
     """
 
-    stages: Sequence[str | Stage] | None = None
-    attention: Sequence[str | AttentionSite] | None = None
+    stages: Sequence[Target | Stage] | None = None
+    attention: Sequence[Target | AttentionSite] | None = None
     adapter: Adapter | None = None
     named: bool = False
     names_attention: bool = False
+    latent: bool = False
 
     @staticmethod
     def of(
         host: nn.Module,
         adapter: Adapter | None,
-        stages: Sequence[str | Stage] | None = None,
-        attention: Sequence[str | AttentionSite] | None = None,
+        stages: Sequence[Target | Stage] | None = None,
+        attention: Sequence[Target | AttentionSite] | None = None,
     ) -> Wanted:
         """Let the user's names go before the adapter's."""
         known = (adapter.stages(host), adapter.attention(host)) if adapter else (None, None)
@@ -131,6 +144,7 @@ class Wanted:
             adapter=adapter,
             named=bool(stages),
             names_attention=bool(attention),
+            latent=adapter is not None and adapter.takes_latents(host),
         )
 
     @property
@@ -166,8 +180,8 @@ def plan(
     image: Tensor,
     mask: Tensor,
     *,
-    stages: Sequence[str | Stage] | None = None,
-    attention: Sequence[str | AttentionSite] | None = None,
+    stages: Sequence[Target | Stage] | None = None,
+    attention: Sequence[Target | AttentionSite] | None = None,
     adapter: Adapter | str | None = None,
 ) -> Plan:
     """Show what would be tapped, without touching the host: by its adapter, or by the common conventions in turn.
@@ -204,8 +218,8 @@ def plan_call(host: nn.Module, call: HostCall, wanted: Wanted) -> Plan:
 
 def plan_images(host: nn.Module, image: Tensor, mask: Tensor, wanted: Wanted) -> Plan:
     """Plan from an image and a mask; see :func:`plan`."""
-    check_shapes(image, mask)
-    check_values(image, mask)
+    check_shapes(image, mask, latent=wanted.latent)
+    check_values(image, mask, latent=wanted.latent)
     adapter = wanted.adapter
     device = module_device(host)
     image, mask = image.to(device), mask.to(device).float().expand(image.shape[0], -1, -1, -1)
@@ -222,24 +236,44 @@ def plan_images(host: nn.Module, image: Tensor, mask: Tensor, wanted: Wanted) ->
 
 def _plan(host: nn.Module, trace: Trace, wanted: Wanted, call: str) -> Plan:
     encoders: tuple[tuple[Stage, ...], ...] = ()
+    deeper: tuple[Stage, ...] = ()
+    before = None
     if wanted.stages:
         stages, reason = named_stages(trace, wanted.stages), wanted.source
     else:
-        encoders = tuple(find_encoders(trace))
-        chosen = choose_encoder(encoders)
-        stages = encoders[chosen]
-        reason = f"encoder {chosen + 1} of {len(encoders)}: the most levels, and of these the last to run"
+        found = find_encoders(trace)
+        chosen, reason = choose_encoder(found)
+        encoders = tuple(each.stages for each in found)
+        stages, deeper = found[chosen].stages, found[chosen].deeper
+        before = {(event.name, event.call) for event in trace.events if event.end <= found[chosen].end}
     sites: tuple[AttentionSite, ...] = ()
     candidates: tuple[AttentionCandidate, ...] = ()
-    if trace.run is not None and wanted.taps_attention:
+    if wanted.taps_attention:
         candidates = tuple(find_attention(host, trace.run, trace.image_size))
-        named = wanted.attention is not None
-        sites = named_attention(candidates, wanted.attention or ()) if named else choose_attention(candidates)
+        if wanted.attention is None:
+            sites = choose_attention(candidates, before)
+        else:
+            sites = named_attention(candidates, wanted.attention, trace.modules)
     return Plan(
-        type(host).__name__, stages, encoders, reason, trace.used_size, trace.image_size, call, sites, candidates
+        host=type(host).__name__,
+        stages=stages,
+        encoders=encoders,
+        reason=reason,
+        image_size=trace.used_size,
+        dry_run_size=trace.image_size,
+        call=call,
+        attention=sites,
+        candidates=candidates,
+        deeper=deeper,
+        draws=trace.draws,
     )
 
 
-def _describe(site: AttentionSite) -> str:
+def _describe(site: AttentionSite, image_size: tuple[int, int]) -> str:
+    grid = token_grid(site.queries, image_size)
+    where = f"{site.queries} queries" if grid is None else f"{grid[0]} x {grid[1]} queries"
+    if site.windows != (1, 1):
+        where = f"{site.windows[0]} x {site.windows[1]} windows of {site.window[0]} x {site.window[1]}"
+        where += f" shifted by {site.shift[0]}" if any(site.shift) else ""
     heads = f"{site.heads} head{'s' if site.heads > 1 else ''}"
-    return f"{site.label} ({site.kind}, {site.queries} queries x {site.keys} keys, {heads})"
+    return f"{site.label} ({site.kind}, {where}, {site.keys} keys, {heads})"

@@ -24,6 +24,30 @@ _OURS = Variant(
     attention=("refine.attention",),
 )
 
+# Its third output is a picture of where the attention looks.
+_DAA233 = Variant(
+    source="daa233/generative-inpainting-pytorch",
+    kind="Generator",
+    has=(
+        "coarse_generator.conv6",
+        "fine_generator.conv6",
+        "fine_generator.pmconv6",
+        "fine_generator.contextul_attention",
+    ),
+    convention=Convention("image", "hole", outputs=_TWO_IMAGES),
+    stages=("fine_generator.conv1", "fine_generator.conv3", "fine_generator.conv6"),
+    attention=("fine_generator.contextul_attention",),
+)
+
+_MMAGIC = Variant(
+    source="mmagic",
+    kind="DeepFillEncoderDecoder",
+    has=("stage1.encoder", "stage2.encoder_conv.enc6.activate", "stage2.contextual_attention_neck"),
+    convention=Convention("image+ones+hole", outputs=_TWO_IMAGES),
+    stages=("stage2.encoder_conv.enc1", "stage2.encoder_conv.enc3", "stage2.encoder_conv.enc6"),
+    attention=("stage2.contextual_attention_neck.contextual_attention",),
+)
+
 
 class ContextualAttentionAdapter(Adapter):
     """Adapt DeepFill v1, plain convolutions and contextual attention (Yu et al., CVPR 2018).
@@ -33,7 +57,7 @@ class ContextualAttentionAdapter(Adapter):
     """
 
     name: ClassVar[str] = "contextual-attention"
-    variants: ClassVar[tuple[Variant, ...]] = (_OURS,)
+    variants: ClassVar[tuple[Variant, ...]] = (_OURS, _DAA233, _MMAGIC)
 
     def build(self, **kwargs: Any) -> nn.Module:
         """Build a :class:`ContextualAttentionGenerator`, by default one that trains on a CPU at 64 px."""

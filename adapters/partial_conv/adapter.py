@@ -22,6 +22,24 @@ _OURS = Variant(
     attention=(),
 )
 
+_NAOTO0804 = Variant(
+    source="naoto0804/pytorch-inpainting-with-partial-conv",
+    kind="PConvUNet",
+    has=("enc_1.conv.mask_conv", "enc_4.bn", "dec_1.conv.mask_conv"),
+    convention=Convention("image", "known3", scale="imagenet", outputs=((0,),)),
+    stages=("enc_[0-9]",),
+    attention=(),
+)
+
+_MMAGIC = Variant(
+    source="mmagic",
+    kind="PConvEncoderDecoder",
+    has=("encoder.enc1", "encoder.enc2", "decoder"),
+    convention=Convention("image", "known3", outputs=((0,),)),
+    stages=("encoder.enc[0-9]",),
+    attention=(),
+)
+
 
 class PartialConvAdapter(Adapter):
     """Adapt the partial-convolution U-Net (Liu et al., ECCV 2018).
@@ -30,7 +48,7 @@ class PartialConvAdapter(Adapter):
     """
 
     name: ClassVar[str] = "partial-conv"
-    variants: ClassVar[tuple[Variant, ...]] = (_OURS,)
+    variants: ClassVar[tuple[Variant, ...]] = (_OURS, _NAOTO0804, _MMAGIC)
 
     def build(self, **kwargs: Any) -> nn.Module:
         """Build a :class:`PartialConvUNet`, by default one that trains on a CPU at 64 px."""

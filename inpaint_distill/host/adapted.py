@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +21,17 @@ __all__ = ["derive"]
 
 @dataclass(frozen=True)
 class _AdapterCall(HostCall):
-    """A call that an adapter makes."""
+    """A call that an adapter makes; its arguments are the image and the hole."""
 
     adapter: Adapter | None = None
-    image: Tensor | None = None
 
     def run(self, module: nn.Module) -> Any:
-        """Let the adapter run a module on the complete image and an empty hole."""
-        if self.adapter is None or self.image is None:
+        """Let the adapter run a module."""
+        if self.adapter is None:
             return super().run(module)
-        return self.adapter.outputs(module, self.image, torch.zeros_like(self.image[:, :1]))
+        if self.random is not None:
+            self.random.restore()
+        return self.adapter.outputs(module, *self.args)
 
 
 class _AdapterRecipe(Recipe):
@@ -41,7 +43,12 @@ class _AdapterRecipe(Recipe):
 
     def apply(self, call: HostCall, image: Tensor) -> HostCall:
         """Return the adapter's call on the complete image."""
-        return _AdapterCall(adapter=self.adapter, image=image)
+        return _AdapterCall((image, torch.zeros_like(image[:, :1])), random=call.random, adapter=self.adapter)
+
+    def own(self, call: HostCall, image: Tensor, mask: Tensor) -> HostCall:
+        """Return the adapter's call with the hole: the host's own does not carry all that it needs."""
+        hole = mask.to(image).expand(image.shape[0], -1, -1, -1)
+        return _AdapterCall((image, hole), random=call.random, adapter=self.adapter)
 
     def target(self, call: HostCall, image: Tensor) -> Tensor:
         """Return the complete image, in the range in which adapters give theirs back."""
@@ -61,4 +68,8 @@ def derive(host: nn.Module, call: HostCall, image: Tensor, mask: Tensor, adapter
     if adapter is not None and not adapter.replayable:
         return _AdapterRecipe(adapter, call.signature())
     known = adapter.variant(host) if adapter is not None else None
-    return derive_recipe(host, call, image, mask, known.convention.declared(image.shape[1]) if known else None)
+    declared = known.convention.declared(image.shape[1]) if known else {}
+    names = list(inspect.signature(host.forward).parameters)
+    # An argument may be given by position or by keyword.
+    by_keyword = {(names[path[0]],): each for path, each in declared.items() if path[0] in range(len(names))}
+    return derive_recipe(host, call, image, mask, {**declared, **by_keyword})

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from inpaint_distill.host.attention import AttentionSite
     from inpaint_distill.host.conventions import Convention
     from inpaint_distill.host.stage import Stage
+    from inpaint_distill.host.targets import Target
 
 __all__ = ["Adapter", "Variant"]
 
@@ -29,16 +30,16 @@ class Variant:
         kind: Its class name.
         has: Names of sub-modules that tell it from other classes of that name.
         convention: How it takes image and hole and gives the restored image back.
-        stages: Encoder stages, shallow to deep: names, globs or stages; ``None`` leaves them to discovery.
-        attention: Attention layers: names, globs or sites; ``None`` leaves them to discovery.
+        stages: Encoder stages, shallow to deep: targets or stages; ``None`` leaves them to discovery.
+        attention: Attention layers: targets or sites; ``None`` leaves them to discovery.
     """
 
     source: str
     kind: str
     has: tuple[str, ...]
     convention: Convention
-    stages: tuple[str | Stage, ...] | None = None
-    attention: tuple[str | AttentionSite, ...] | None = None
+    stages: tuple[Target | Stage, ...] | None = None
+    attention: tuple[Target | AttentionSite, ...] | None = None
 
     def matches(self, host: nn.Module) -> bool:
         """Tell whether a bare module is this implementation, or derived from it, without importing its package."""
@@ -81,12 +82,12 @@ class Adapter:
         """Construct a host of this family, or return ``None`` where the user has to clone the code."""
         return None
 
-    def stages(self, host: nn.Module) -> Sequence[str | Stage] | None:
+    def stages(self, host: nn.Module) -> Sequence[Target | Stage] | None:
         """Return the encoder stages of ``host``, shallow to deep; ``None`` leaves them to discovery."""
         found = self.variant(host)
         return found.stages if found else None
 
-    def attention(self, host: nn.Module) -> Sequence[str | AttentionSite] | None:
+    def attention(self, host: nn.Module) -> Sequence[Target | AttentionSite] | None:
         """Return the attention layers of ``host``; ``None`` leaves them to discovery, nothing taps none."""
         found = self.variant(host)
         return found.attention if found else None
@@ -106,6 +107,11 @@ class Adapter:
                 "give another adapter, or one of your own with this class in `variants`, or with `outputs`",
             )
         return found.convention
+
+    def takes_latents(self, host: nn.Module) -> bool:
+        """Tell whether ``host`` works on latents of another network, to be given to ``loss()`` in place of images."""
+        found = self.variant(host)
+        return found is not None and found.convention.scale == "latent"
 
     def outputs(self, host: nn.Module, image: Tensor, hole: Tensor) -> tuple[Tensor, ...]:
         """Run the host and return every image that its own training supervises, coarse first, the result last.

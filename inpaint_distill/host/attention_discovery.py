@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -27,11 +26,12 @@ from inpaint_distill.host.attention_calls import (
 from inpaint_distill.host.guard import uncompiled, untouched
 from inpaint_distill.host.stage import level_of, token_grid
 from inpaint_distill.host.taps import Hook
+from inpaint_distill.host.targets import Target, format_target, match
 from inpaint_distill.host.trace import RESERVED
 from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
 __all__ = ["AttentionCandidate", "choose_attention", "find_attention", "named_attention"]
 
@@ -85,16 +85,35 @@ def find_attention(host: nn.Module, run: Callable[[], Any], image_size: tuple[in
     return [each for each in found if each.site.name.partition(".")[0] != RESERVED]
 
 
-def choose_attention(candidates: Sequence[AttentionCandidate]) -> tuple[AttentionSite, ...]:
-    """Return the last usable layer of each token grid, at most the last four, in order of running."""
-    last = {(each.site.queries, each.site.windows): number for number, each in enumerate(candidates) if each.usable}
+def choose_attention(
+    candidates: Sequence[AttentionCandidate], before: Container[tuple[str, int]] | None = None
+) -> tuple[AttentionSite, ...]:
+    """Return the last usable layer of each token grid, at most the last four, in order of running.
+
+    Args:
+        candidates: What was found.
+        before: Names and calls of the modules that run before the decoder: of one grid, a layer among these comes
+            before those of the decoder, so that a teacher need not run to its end.
+    """
+    last: dict[tuple[object, ...], int] = {}
+    for number, each in enumerate(candidates):
+        grid = (each.site.queries, each.site.windows)
+        early = before is None or (each.site.name, each.site.call) in before
+        if each.usable and (early or grid not in last or not _early(candidates[last[grid]], before)):
+            last[grid] = number
     return tuple(candidates[number].site for number in sorted(last.values())[-_MAX_SITES:])
 
 
+def _early(candidate: AttentionCandidate, before: Container[tuple[str, int]] | None) -> bool:
+    return before is not None and (candidate.site.name, candidate.site.call) in before
+
+
 def named_attention(
-    candidates: Sequence[AttentionCandidate], wanted: Sequence[str | AttentionSite]
+    candidates: Sequence[AttentionCandidate],
+    wanted: Sequence[Target | AttentionSite],
+    modules: Mapping[str, nn.Module] | None = None,
 ) -> tuple[AttentionSite, ...]:
-    """Resolve names, globs and sites against what ran, in the order given.
+    """Resolve targets and sites against what ran, in the order given.
 
     A site that states its ``queries`` is taken at its word, also where the dry run would not have chosen it.
 
@@ -103,14 +122,14 @@ def named_attention(
     """
     sites: list[AttentionSite] = []
     for item in wanted:
-        found = _matching(candidates, item)
+        found = _matching(candidates, item, modules or {})
         if isinstance(item, AttentionSite) and item.queries:
             sites.append(item)
             continue
         usable = [each.site for each in found if each.usable]
         if not usable:
             raise PlanError(
-                f"attention {_name(item)!r}",
+                f"attention {_name(item)}",
                 "; ".join(f"{each.site.label}: {each.reason}" for each in found),
                 "name another layer, or describe this one: AttentionSite(name=..., kind=..., queries=..., window=...)",
             )
@@ -118,22 +137,23 @@ def named_attention(
     return tuple(dict.fromkeys(sites))
 
 
-def _name(item: str | AttentionSite) -> str:
-    return item.name if isinstance(item, AttentionSite) else item
+def _name(item: Target | AttentionSite) -> str:
+    return format_target(item.name if isinstance(item, AttentionSite) else item)
 
 
-def _matching(candidates: Sequence[AttentionCandidate], item: str | AttentionSite) -> list[AttentionCandidate]:
+def _matching(
+    candidates: Sequence[AttentionCandidate], item: Target | AttentionSite, modules: Mapping[str, nn.Module]
+) -> list[AttentionCandidate]:
     names = list(dict.fromkeys(each.site.name for each in candidates))
-    pattern = _name(item)
-    matched = [pattern] if pattern in names else fnmatch.filter(names, pattern)
+    matched = match(item.name if isinstance(item, AttentionSite) else item, names, modules)
     found = [each for each in candidates if each.site.name in matched]
     if isinstance(item, AttentionSite):
         found = [each for each in found if _place(each.site) == _place(item)]
     if not found:
         raise PlanError(
-            f"attention {pattern!r}",
+            f"attention {_name(item)}",
             "no attention was computed under that name in the host's forward",
-            f"use a layer that runs, such as {near_names(pattern, names)}",
+            f"use a layer that runs, such as {near_names(_name(item), names)}",
         )
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,15 +14,24 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from inpaint_distill.host.guard import RandomState
+
 __all__ = ["HostCall", "argument_name"]
 
 
 @dataclass(frozen=True)
 class HostCall:
-    """Positional and keyword arguments of one forward of the host."""
+    """Positional and keyword arguments of one forward of the host.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        random: Where the random numbers stood before a forward that draws some.
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
+    random: RandomState | None = None
 
     def tensors(self) -> Iterator[tuple[Path, Tensor]]:
         """Yield every tensor among the arguments; a path starts with the position or the keyword."""
@@ -30,10 +40,12 @@ class HostCall:
 
     def rebuild(self, change: Callable[[Path, Tensor], Tensor]) -> HostCall:
         """Copy the call with every tensor replaced by ``change(path, tensor)``."""
-        return HostCall(rebuild(self.args, change), rebuild(self.kwargs or {}, change))
+        return dataclasses.replace(self, args=rebuild(self.args, change), kwargs=rebuild(self.kwargs or {}, change))
 
     def run(self, module: nn.Module) -> Any:
-        """Call a module with these arguments."""
+        """Call a module with these arguments, and the random numbers that were drawn with them."""
+        if self.random is not None:
+            self.random.restore()
         return module(*self.args, **(self.kwargs or {}))
 
     def image_size(self) -> tuple[int, int] | None:

@@ -67,7 +67,7 @@ class Convention:
             latents of another network, of any range and number of channels.
         fill: What stands in the hole: 0, or white (the top of [-1, 1] or [0, 1]).
         outputs: Paths of the restored images in the host's output, coarse first, the result last.
-        extra: Further arguments, made from the batch of images: a timestep, a latent. They are passed on to the teacher.
+        extra: Further arguments, made from the batch of images: a timestep, a latent. The teacher gets them too.
 
     Raises:
         ConfigError: A word that does not exist.
@@ -115,14 +115,12 @@ class Convention:
         Raises:
             ReplayError: The output has no image where the convention says it.
         """
-        found = []
-        for path in self.outputs:
-            try:
-                found.append(self._signed(select(output, path)))
-            except (LookupError, TypeError) as error:
-                asked = f"a restored image at {list(path)} of the host's output"
-                raise ReplayError(asked, str(error), "correct the convention's `outputs`") from None
-        return tuple(found)
+        try:
+            found = [select(output, path) for path in self.outputs]
+        except LookupError as error:
+            asked = f"restored images at {', '.join(map(str, self.outputs))} of the host's output"
+            raise ReplayError(asked, str(error), "correct the convention's `outputs`") from None
+        return tuple(self._signed(image) for image in found)
 
     def declared(self, channels: int) -> dict[Path, dict[int, int | None]]:
         """Return the channels that cannot be told from their values, and what the teacher takes for each.

@@ -1,19 +1,22 @@
 """Find a host's encoder stages in one traced forward (ours).
 
 An encoder is a stretch of the forward in which the resolution never rises and falls at least once. Its stages are the
-last map at each resolution on the way down, the bottleneck included.
+last map at each resolution on the way down. At the lowest one it ends where the encoder does: after the layers of its
+kind, before dilated ones, residual trunks, attention and decoders.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from inpaint_distill.errors import PlanError, near_names
-from inpaint_distill.host.stage import Layout, Stage, level_of, token_grid
+from inpaint_distill.host.stage import Layout, Selector, Stage, level_of, token_grid
+from inpaint_distill.host.targets import Target, format_target, match
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,10 +24,26 @@ if TYPE_CHECKING:
     from inpaint_distill.host.trace import Event, Trace
     from inpaint_distill.host.tree import Path
 
-__all__ = ["choose_encoder", "find_encoders", "named_stages", "output_stages"]
+__all__ = ["Encoder", "choose_encoder", "find_encoders", "named_stages", "output_stages"]
 
 _MIN_CHANNELS = 8  # fewer is an image, a mask or a gate
+_MAX_PREFIX = 8  # a class token, a distillation token, registers
 _ATTENTION = re.compile(r"attn|attention|^att\d*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One encoder of a host.
+
+    Attributes:
+        stages: Its features, shallow to deep.
+        deeper: What follows the last stage at its resolution, before the resolution rises: as good a bottleneck.
+        end: Position in the forward at which the resolution rises again.
+    """
+
+    stages: tuple[Stage, ...]
+    deeper: tuple[Stage, ...] = ()
+    end: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,28 +51,32 @@ class _Map:
     """A map put out by one event."""
 
     event: Event
-    path: Path
+    select: Selector
     layout: Layout
     channels: int
     size: tuple[int, int]
     level: int
     identity: int
+    mask: Path | None = None
+    prefix: int = 0
 
     def stage(self, image_size: tuple[int, int]) -> Stage:
         return Stage(
             name=self.event.name,
             call=self.event.call,
-            select=self.path,
+            select=self.select,
             layout=self.layout,
-            clone=self.path in self.event.overwritten,
+            prefix=self.prefix,
+            mask=self.mask,
+            clone=self.select in self.event.overwritten,
             channels=self.channels,
             size=self.size,
             stride=round(image_size[0] / self.size[0]),
         )
 
 
-def find_encoders(trace: Trace) -> list[tuple[Stage, ...]]:
-    """Return every encoder of a traced forward in the order in which they run, each as stages from shallow to deep.
+def find_encoders(trace: Trace) -> list[Encoder]:
+    """Return every encoder of a traced forward in the order in which they run.
 
     Raises:
         PlanError: The resolution falls nowhere.
@@ -61,7 +84,7 @@ def find_encoders(trace: Trace) -> list[tuple[Stage, ...]]:
     for inside in (False, True):  # with the inside of down-sampling blocks only where nothing is found without
         runs = _down_runs(_candidates(trace, inside_blocks=inside))
         if runs:
-            return [tuple(_nameable(found, trace).stage(trace.image_size) for found in run) for run in runs]
+            return [_encoder(run, trace) for run in runs]
     raise PlanError(
         "an encoder: maps whose resolution falls from one module to the next",
         f"none in {len(trace.events)} module calls on an image of {trace.image_size[0]} x {trace.image_size[1]}",
@@ -69,36 +92,47 @@ def find_encoders(trace: Trace) -> list[tuple[Stage, ...]]:
     )
 
 
-def choose_encoder(encoders: Sequence[tuple[Stage, ...]]) -> int:
-    """Return the index of the encoder to tap: the most levels, without gaps if possible, and of these the last to run.
+def choose_encoder(encoders: Sequence[Encoder]) -> tuple[int, str]:
+    """Return the index of the encoder to tap, and why: the most levels, without gaps, and of these the last to run.
 
     In a two-stage host the last one is the refinement's, whose output reaches the final image last. A gap in the
     levels is a sign of blocks on skip connections, which run after the encoder that feeds them.
     """
 
     def rank(index: int) -> tuple[int, bool, int]:
-        strides = [stage.stride for stage in encoders[index]]
-        return len(strides), strides[-1] <= strides[0] * 2 ** (len(strides) - 1), index
+        stages = encoders[index].stages
+        return len(stages), stages[-1].stride <= stages[0].stride * 2 ** (len(stages) - 1), index
 
-    return max(range(len(encoders)), key=rank)
+    chosen = max(range(len(encoders)), key=rank)
+    if len(encoders) == 1:
+        return chosen, "the only encoder"
+    levels, gapless, _ = rank(chosen)
+    equal = [index for index in range(len(encoders)) if rank(index)[:2] == (levels, gapless)]
+    why = (
+        f"of the {len(equal)} with {levels} levels the last to run" if len(equal) > 1 else f"the most levels, {levels}"
+    )
+    return chosen, f"encoder {chosen + 1} of {len(encoders)}: {why}"
 
 
-def named_stages(trace: Trace, wanted: Sequence[str | Stage]) -> tuple[Stage, ...]:
-    """Resolve names, globs and stages against a traced forward, in the order given (shallow to deep).
+def named_stages(trace: Trace, wanted: Sequence[Target | Stage]) -> tuple[Stage, ...]:
+    """Resolve targets and stages against a traced forward, in the order given (shallow to deep).
 
     Raises:
-        PlanError: A name matches no module, or one that did not run or put out no map.
+        PlanError: A target matches no module, or one that did not run or put out no map.
     """
     stages: list[Stage] = []
     ran = list(dict.fromkeys(event.name for event in trace.events if event.name))
     for item in wanted:
-        pattern = item.name if isinstance(item, Stage) else item
-        names = [pattern] if pattern in ran else fnmatch.filter(ran, pattern)
+        target = item.name if isinstance(item, Stage) else item
+        names = match(target, ran, trace.modules)
         if not names:
+            bypassed = match(target, [name for name in trace.modules if name], trace.modules)
             raise PlanError(
-                f"stage {pattern!r}",
-                "no module of that name ran in the host's forward",
-                f"use a module that runs, such as {near_names(pattern, ran)}",
+                f"stage {format_target(target)}",
+                f"{bypassed[0]} did not run in the host's forward: its forward is bypassed, or another one is called"
+                if bypassed
+                else "no module of that name ran in the host's forward",
+                f"use a module that runs, such as {near_names(bypassed[0] if bypassed else str(target), ran)}",
             )
         stages.extend(_stage_of(trace, name, item) for name in names)
     return tuple(stages)
@@ -107,68 +141,143 @@ def named_stages(trace: Trace, wanted: Sequence[str | Stage]) -> tuple[Stage, ..
 def output_stages(trace: Trace) -> tuple[Stage, ...]:
     """Return the maps that the root itself puts out, shallow to deep, if they are a pyramid; else nothing."""
     root = next(event for event in reversed(trace.events) if not event.name)
-    maps = sorted(_maps(root, trace.image_size), key=lambda found: found.level)
+    maps = sorted(_maps(root, trace), key=lambda found: found.level)
     distinct = len({found.level for found in maps}) == len(maps) >= 2
     return tuple(found.stage(trace.image_size) for found in maps) if distinct else ()
 
 
-def _stage_of(trace: Trace, name: str, item: str | Stage) -> Stage:
-    call = item.call if isinstance(item, Stage) else 0
+def _stage_of(trace: Trace, name: str, item: Target | Stage) -> Stage:
+    wanted = item if isinstance(item, Stage) else Stage(name=name)
+    calls = sorted({event.call for event in trace.events if event.name == name})
+    call = calls[wanted.call] if -len(calls) <= wanted.call < 0 else wanted.call
     events = [event for event in trace.events if (event.name, event.call) == (name, call)]
-    maps = [found for event in events for found in _maps(event, trace.image_size, least=1)]
-    if isinstance(item, Stage) and item.select:
-        maps = [found for found in maps if found.path == item.select]
+    if callable(wanted.select) or (wanted.channels and wanted.stride):
+        if not events:
+            raise PlanError(f"stage {wanted.label}", f"{len(calls)} calls of {name}", f"use a call below {len(calls)}")
+        return dataclasses.replace(wanted, name=name, call=call)  # what is said of it is taken as it is
+    maps = [found for event in events for found in _maps(event, trace, named=True)]
+    if wanted.select:
+        maps = [found for event in events for found in _selected(event, wanted, trace)]
     if not maps:
         outputs = [shape for event in events for _, shape, _ in event.outputs]
         raise PlanError(
-            f"a feature map from stage {name!r}, call {call}",
+            f"a feature map from stage {dataclasses.replace(wanted, name=name).label!r}, call {call}",
             f"outputs of shape {outputs or 'no tensor'} for an image of {trace.image_size}",
-            "name a module whose output is (B, C, H, W), (B, H, W, C) or (B, N, C) at a power-of-two stride",
+            "name a module whose output is (B, C, H, W), (B, H, W, C) or (B, N, C) at a power-of-two stride, or "
+            "describe it: Stage(name=..., select=..., layout=..., channels=..., stride=...)",
         )
     stage = maps[0].stage(trace.image_size)
-    return dataclasses.replace(stage, clone=True) if isinstance(item, Stage) and item.clone else stage
+    return dataclasses.replace(
+        stage,
+        mask=wanted.mask or stage.mask,
+        grid=wanted.grid,
+        clone=wanted.clone or stage.clone,
+    )
 
 
-def _maps(event: Event, image_size: tuple[int, int], least: int = _MIN_CHANNELS) -> list[_Map]:
-    """Read every tensor of an event's output as a map where its shape allows it and it has the least channels."""
+def _selected(event: Event, wanted: Stage, trace: Trace) -> list[_Map]:
+    """Read the map at the paths that a stage selects: one, or several to be concatenated."""
+    single = {found.select: found for found in _readable(event, trace, named=True)}
+    parts = [single[path] for path in wanted.paths if path in single]
+    if not parts or len(parts) < len(wanted.paths) or len({(part.size, part.layout) for part in parts}) > 1:
+        return []
+    return [parts[0]] if len(parts) == 1 else [_concatenated(parts)]
+
+
+def _concatenated(parts: list[_Map]) -> _Map:
+    return dataclasses.replace(
+        parts[0],
+        select=tuple(part.select for part in parts),
+        channels=sum(part.channels for part in parts),
+        identity=0,
+    )
+
+
+def _maps(event: Event, trace: Trace, *, named: bool = False) -> list[_Map]:
+    """Read an event's output as maps: with its mask, and as one where two halves make a feature.
+
+    A pair of one size is a feature and the mask that travels with it (partial convolutions) where the second holds
+    nothing but 0 and 1, and two halves of a feature where a module takes them as one argument (the local and the
+    global one of LaMa).
+    """
+    found = _readable(event, trace, named=named)
+    if len(found) == 2 and found[0].size == found[1].size and found[0].identity != found[1].identity:
+        first, second = found
+        if second.select in event.binary:
+            return [dataclasses.replace(first, mask=second.select)]
+        if any((first.identity, second.identity) in other.pairs for other in trace.events):
+            return [_concatenated(found)]
+    return found
+
+
+def _readable(event: Event, trace: Trace, *, named: bool) -> list[_Map]:
+    """Read every tensor of an event's output as a map where its shape allows it and it has enough channels."""
+    least = 1 if named else _MIN_CHANNELS
     found = []
     for path, shape, identity in event.outputs:
-        for layout, channels, size in _readings(shape, image_size):
-            level = level_of(size, image_size)
-            if level is not None and channels >= least:
-                found.append(_Map(event, path, layout, channels, size, level, identity))
+        if trace.batch and shape[:1] != (trace.batch,):
+            continue  # windows, or heads, folded into the batch
+        for layout, channels, size, prefix in _readings(shape, trace.image_size, named=named):
+            level = level_of(size, trace.image_size)
+            pooled = size == (1, 1) and len(set(trace.image_size)) > 1 and not named
+            if level is not None and channels >= least and not pooled:
+                found.append(_Map(event, path, layout, channels, size, level, identity, prefix=prefix))
                 break
     return found
 
 
-def _readings(shape: tuple[int, ...], image_size: tuple[int, int]) -> Iterator[tuple[Layout, int, tuple[int, int]]]:
+def _readings(
+    shape: tuple[int, ...], image_size: tuple[int, int], *, named: bool
+) -> Iterator[tuple[Layout, int, tuple[int, int], int]]:
     if len(shape) == 4:
-        yield "NCHW", shape[1], (shape[2], shape[3])
-        yield "NHWC", shape[3], (shape[1], shape[2])
-    elif len(shape) == 3 and (grid := token_grid(shape[1], image_size)):
-        yield "tokens", shape[2], grid
+        yield "NCHW", shape[1], (shape[2], shape[3]), 0
+        yield "NHWC", shape[3], (shape[1], shape[2]), 0
+    elif len(shape) == 3:
+        for prefix in range(_MAX_PREFIX + 1 if named else 1):
+            if grid := token_grid(shape[1] - prefix, image_size):
+                yield "tokens", shape[2], grid, prefix
 
 
 def _candidates(trace: Trace, *, inside_blocks: bool) -> list[_Map]:
     """List the maps that can be a stage, in the order in which they were completed."""
     hidden = [event for event in trace.events if event.name and not event.leaf and _is_attention(event)]
-    blocks = [event for event in trace.events if not event.leaf and _goes_down_once(event, trace.image_size)]
+    blocks = [event for event in trace.events if not event.leaf and _goes_down_once(event, trace)]
     if not inside_blocks:
         hidden += blocks
+    starts = {block.start for block in blocks}
     found = []
     for event in trace.events:
-        if not event.name or any(_inside(event, other) for other in hidden) or "pad" in event.kind.lower():
+        maps = _maps(event, trace)
+        if not event.name or not maps or "pad" in event.kind.lower():
             continue
-        maps = _maps(event, trace.image_size)
-        if any(event is block for block in blocks):  # what it hands to the skip connection, then the next level
+        around = [other for other in hidden if _inside(event, other)]
+        if any(other.start not in starts or not _ends_level(event, maps, other, trace) for other in around):
+            continue
+        if event.start in starts:  # what it hands to the skip connection, then the next level
             by_level = {each.level: each for each in reversed(maps)}
             found += [by_level[level] for level in sorted(by_level)]
-        elif maps:
+        else:
             levels = {each.level for each in maps}
-            # Several maps: a feature and its companion (mask, global branch) share a level and come feature first;
-            # a list of skips ends at the deepest one.
+            # Several maps: those of one level come feature first; a list of skips ends at the deepest one.
             found.append(maps[0] if len(levels) == 1 else max(maps, key=lambda each: each.level))
     return found
+
+
+def _ends_level(event: Event, maps: list[_Map], block: Event, trace: Trace) -> bool:
+    """Tell whether a part of a down-sampling block does the work of the level above, in the layout of the block.
+
+    Blocks that convolve first and go down last (those of autoencoders) keep the last feature of a resolution inside.
+    A single layer is none: the first one of a bottleneck widens what it is about to reduce.
+    """
+    module = trace.modules[event.name]
+    layers = sum(parameter.ndim >= 2 for parameter in module.parameters())
+    outer = _maps(block, trace)
+    return (
+        layers >= 2
+        and not event.leaf
+        and maps[0].level < max(each.level for each in outer)
+        and maps[0].layout == outer[0].layout
+    )
 
 
 def _inside(event: Event, other: Event) -> bool:
@@ -179,38 +288,96 @@ def _is_attention(event: Event) -> bool:
     return any(_ATTENTION.search(name) for name in (event.name.rpartition(".")[2], event.kind))
 
 
-def _goes_down_once(event: Event, image_size: tuple[int, int]) -> bool:
+def _goes_down_once(event: Event, trace: Trace) -> bool:
     """Tell whether a block takes one map to the next lower resolution: what happens inside it is its own affair."""
-    before = [level_of((shape[2], shape[3]), image_size) for shape in event.inputs if len(shape) == 4]
-    after = [found.level for found in _maps(event, image_size)]
+    before = [level_of((shape[2], shape[3]), trace.image_size) for shape in event.inputs if len(shape) == 4]
+    after = [found.level for found in _maps(event, trace)]
     return bool(before and after) and before[0] is not None and max(after) == before[0] + 1
 
 
 def _down_runs(maps: list[_Map]) -> list[list[_Map]]:
-    """Cut the sequence where the resolution rises; keep the last map of each level of every stretch of two or more."""
+    """Cut the sequence where the resolution rises; keep the stretches of two levels or more."""
     runs: list[list[_Map]] = [[]]
     for found in maps:
+        if runs[-1] and found.size == (1, 1) and found.level > runs[-1][-1].level + 1:
+            continue  # pooled, to weigh channels with
         if runs[-1] and found.level < runs[-1][-1].level:
             runs.append([])
-        if runs[-1] and runs[-1][-1].level == found.level:
-            runs[-1][-1] = found
-        else:
-            runs[-1].append(found)
-    return [run for run in runs if len(run) >= 2]
+        runs[-1].append(found)
+    return [run for run in runs if len({found.level for found in run}) >= 2]
+
+
+def _encoder(run: list[_Map], trace: Trace) -> Encoder:
+    """Take the last map of each level, and of the lowest one the last that belongs to the encoder."""
+    last = {found.level: found for found in run}
+    lowest = max(last)
+    above = [last[level] for level in sorted(last) if level < lowest]
+    bottom = [found for found in run if found.level == lowest]
+    end = _end_of_encoder(bottom, [found for found in run if found.level < lowest], trace)
+    stages = [_nameable(found, trace).stage(trace.image_size) for found in (*above, bottom[end])]
+    later = [found for found in bottom[end + 1 :] if not found.event.leaf]
+    deeper = dict.fromkeys(_nameable(found, trace).stage(trace.image_size) for found in later)
+    return Encoder(tuple(stages), tuple(each for each in deeper if each not in stages), run[-1].event.end)
+
+
+def _end_of_encoder(bottom: list[_Map], above: list[_Map], trace: Trace) -> int:
+    """Return which of the maps at the lowest resolution is the encoder's last.
+
+    The encoder goes on in the module that holds the stage before: in the child that goes down, and in those after it
+    that are of a class used higher up, and not dilated.
+    """
+    container = above[-1].event.name
+    held: list[int] = []
+    while not held and container:
+        container = container.rpartition(".")[0]
+        held = [index for index, found in enumerate(bottom) if _child(found, container)]
+    if not held:
+        return len(bottom) - 1
+
+    def module_of(child: str) -> nn.Module | None:
+        return trace.modules.get(f"{container}.{child}" if container else child)
+
+    kinds = {type(module_of(child)) for found in above if (child := _child(found, container))}
+    end, current, idle = held[0], _child(bottom[held[0]], container), True
+    for index in held:
+        child = _child(bottom[index], container)
+        module = module_of(child)
+        if child != current and not idle and (type(module) not in kinds or _is_dilated(module)):
+            break
+        end, current = index, child
+        # Pooling does nothing at this resolution, nor does the block that hands over from the one before.
+        works = module is not None and next(module.parameters(), None) is not None
+        idle = idle and (not works or bottom[index].event is above[-1].event)
+    return end
+
+
+def _child(found: _Map, container: str) -> str:
+    """Return through which child of a container a map's module is reached; empty where it is not inside."""
+    name = found.event.name
+    if not container:
+        return name.partition(".")[0]
+    return name[len(container) + 1 :].partition(".")[0] if name.startswith(f"{container}.") else ""
+
+
+def _is_dilated(module: nn.Module | None) -> bool:
+    convolutions = [part for part in module.modules() if isinstance(part, nn.modules.conv._ConvNd)] if module else []
+    return any(max(part.dilation) > 1 for part in convolutions)
 
 
 def _nameable(found: _Map, trace: Trace) -> _Map:
     """Prefer the outermost module that put out the very same tensor and works at this resolution alone."""
     best = found
+    if not found.identity:
+        return best
     for event in trace.events:
         same = [
             each
-            for each in _maps(event, trace.image_size)
-            if each.identity == found.identity and each.path not in event.overwritten
+            for each in _maps(event, trace)
+            if each.identity == found.identity and each.select not in event.overwritten
         ]
         if not same or not event.name or event.start >= best.event.start:
             continue
         inner = (each for each in trace.events if _inside(each, event))
-        if all(other.level == found.level for each in inner for other in _maps(each, trace.image_size)):
+        if all(other.level == found.level for each in inner for other in _maps(each, trace)):
             best = same[0]
     return best

@@ -6,6 +6,7 @@ import copy
 import itertools
 import sys
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from inpaint_distill.host.tree import tensors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["copy_module", "forked_rng", "module_device", "uncompiled", "untouched"]
+__all__ = ["RandomState", "copy_module", "forked_rng", "module_device", "uncompiled", "untouched"]
 
 
 @contextmanager
@@ -25,6 +26,38 @@ def forked_rng(device: torch.device | None = None) -> Iterator[None]:
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """Where the random numbers of the CPU and of one device stand; costs no wait for the device.
+
+    Attributes:
+        states: State of the CPU's generator, then of the device's if it is an accelerator.
+        device: The device.
+    """
+
+    states: tuple[torch.Tensor, ...]
+    device: torch.device
+
+    @staticmethod
+    def now(device: torch.device) -> RandomState:
+        """Return the present state."""
+        states = [torch.get_rng_state()]
+        if device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(device))
+        return RandomState(tuple(states), device)
+
+    def restore(self) -> None:
+        """Go back to it."""
+        torch.set_rng_state(self.states[0])
+        if len(self.states) > 1:
+            torch.cuda.set_rng_state(self.states[1], self.device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RandomState) and all(map(torch.equal, self.states, other.states))
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def module_device(module: nn.Module) -> torch.device:

@@ -70,6 +70,10 @@ class Recipe:
 
         return call.rebuild(complete)
 
+    def own(self, call: HostCall, image: Tensor, mask: Tensor) -> HostCall:
+        """Return the host's call, so that it can be repeated later."""
+        return call
+
     def target(self, call: HostCall, image: Tensor) -> Tensor:
         """Return the complete image in the range in which the host takes it, (B, 3, H, W)."""
         for path, tensor in call.tensors():
@@ -80,7 +84,7 @@ class Recipe:
         raise ReplayError(
             "the complete image in the host's own range",
             "no argument of the host carries three image channels",
-            _ADAPTER,
+            f"use teacher='ema', which needs features alone, or {_ADAPTER}",
         )
 
     def hole(self, host: nn.Module) -> HoleSource | None:

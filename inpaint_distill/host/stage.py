@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, TypeAlias
 
-from inpaint_distill.host.tree import Path, format_path
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from inpaint_distill.host.tree import Path, format_path, rebuild, select
 
-__all__ = ["Layout", "Stage", "level_of", "token_grid"]
+__all__ = ["Layout", "Selector", "Stage", "level_of", "token_grid"]
 
 Layout = Literal["NCHW", "NHWC", "tokens"]
+Selector: TypeAlias = Path | tuple[Path, ...] | Callable[[Any], Tensor]
 _TOLERANCE = 0.2  # of an octave: convolutions without padding and odd sizes shift a resolution by a few pixels
 
 
@@ -54,9 +56,14 @@ class Stage:
 
     Attributes:
         name: Module whose output holds the feature, as in ``named_modules()``.
-        call: Which call of the module within one forward, from 0.
-        select: Where the feature is in the module's output: keys and indices, outermost first; empty for a tensor.
-        layout: ``NCHW``, ``NHWC``, or ``tokens`` (B, N, C) over a grid with the image's aspect ratio.
+        call: Which call of the module within one forward, from 0; -1 is the last, settled when it is planned.
+        select: Where the feature is in the module's output. Keys and indices, outermost first, empty for a tensor;
+            several such paths, ``((0,), (1,))``, for tensors of one size that are concatenated; or a function of the
+            output that returns one of its tensors.
+        layout: ``NCHW``, ``NHWC``, or ``tokens`` (B, N, C) over a grid.
+        prefix: Tokens before those of the grid, such as a class token.
+        grid: Rows and columns of the tokens where they do not cover the image at a power-of-two stride.
+        mask: Where a mask that travels with the feature is in the output (partial convolutions); ``None`` for none.
         clone: Keep a copy because a later operation overwrites the feature in place.
         channels: Number of channels.
         size: Height and width seen in the dry run, in pixels.
@@ -65,8 +72,11 @@ class Stage:
 
     name: str
     call: int = 0
-    select: Path = ()
+    select: Selector = ()
     layout: Layout = "NCHW"
+    prefix: int = 0
+    grid: tuple[int, int] | None = None
+    mask: Path | None = None
     clone: bool = False
     channels: int = 0
     size: tuple[int, int] = (0, 0)
@@ -74,22 +84,77 @@ class Stage:
 
     @property
     def label(self) -> str:
-        """Name the stage as error texts and tables do: ``enc_1[0]`` or ``bn2 (call 3)``."""
-        return f"{self.name}{format_path(self.select)}" + (f" (call {self.call})" if self.call else "")
+        """Name the stage as error texts and tables do: ``enc_1[0]``, ``model.4[0]+[1]`` or ``bn2 (call 3)``."""
+        return f"{self.name}{self.selection}" + (f" (call {self.call})" if self.call else "")
+
+    @property
+    def selection(self) -> str:
+        """Write ``select`` as Python would index the output."""
+        if callable(self.select):
+            return f" by {getattr(self.select, '__name__', 'a function')}"
+        return "+".join(format_path(path) for path in self.paths)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The paths of ``select``: one, or those that are concatenated; none for a function."""
+        if callable(self.select):
+            return ()
+        several = bool(self.select) and all(isinstance(part, tuple) for part in self.select)
+        return self.select if several else (self.select,)  # type: ignore[return-value]
+
+    def parts(self, output: Any) -> list[Tensor]:
+        """Return the tensors of a module's output that make the feature.
+
+        Raises:
+            LookupError: They are not there.
+        """
+        found = [self.select(output)] if callable(self.select) else [select(output, path) for path in self.paths]
+        for part in found:
+            if not isinstance(part, Tensor):
+                raise LookupError(f"a {type(part).__name__} instead of a tensor")
+        return found
+
+    def read(self, output: Any) -> Tensor:
+        """Return the feature of a module's output, as it is laid out there.
+
+        Raises:
+            LookupError: It is not there.
+        """
+        parts = self.parts(output)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 3 if self.layout == "NHWC" else 1)
+
+    def write(self, output: Any, feature: Tensor) -> Any:
+        """Return a module's output with the feature replaced by one of the same shape; what is beside it stays."""
+        parts = self.parts(output)
+        axis = 3 if self.layout == "NHWC" else 1
+        pieces = feature.split([part.shape[axis] for part in parts], axis) if len(parts) > 1 else [feature]
+        replaced = {id(part): piece for part, piece in zip(parts, pieces, strict=True)}
+        return rebuild(output, lambda _, tensor: replaced.get(id(tensor), tensor))
 
     def as_map(self, feature: Tensor, image_size: tuple[int, int]) -> Tensor:
         """View the feature as (B, C, H, W)."""
         if self.layout == "NHWC":
             return feature.permute(0, 3, 1, 2)
         if self.layout == "tokens":
-            rows, columns = token_grid(feature.shape[1], image_size) or (feature.shape[1], 1)
+            feature = feature[:, self.prefix :]
+            rows, columns = self.grid or token_grid(feature.shape[1], image_size) or (feature.shape[1], 1)
             return feature.transpose(1, 2).reshape(feature.shape[0], -1, rows, columns)
         return feature
 
-    def as_output(self, feature: Tensor) -> Tensor:
-        """Bring a map (B, C, H, W) back to the layout in which the module puts it out."""
+    def as_output(self, map: Tensor, feature: Tensor) -> Tensor:
+        """Bring a map (B, C, H, W) back to the layout of the ``feature`` that it was read from."""
         if self.layout == "NHWC":
-            return feature.permute(0, 2, 3, 1)
+            return map.permute(0, 2, 3, 1)
         if self.layout == "tokens":
-            return feature.flatten(2).transpose(1, 2)
-        return feature
+            tokens = map.flatten(2).transpose(1, 2)
+            return torch.cat([feature[:, : self.prefix], tokens], 1) if self.prefix else tokens
+        return map
+
+    @staticmethod
+    def from_spec(values: dict[str, Any]) -> Stage:
+        """Build a stage from JSON values, as ``dataclasses.asdict`` gives them."""
+        return Stage(**{key: _tuples(value) for key, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(each) for each in value) if isinstance(value, (list, tuple)) else value

@@ -7,14 +7,12 @@ from collections import defaultdict
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
 from inpaint_distill.errors import CaptureError, PlanError, near_names
-from inpaint_distill.host.tree import select
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
     from inpaint_distill.host.stage import Stage
@@ -133,14 +131,12 @@ class FeatureTaps:
         """Keep one stage's feature; called by the hooks."""
         stage = self.stages[index]
         try:
-            feature = select(output, stage.select)
+            for part in stage.parts(output):
+                if self.watch is not None and part.requires_grad:
+                    self.watch(index, part)
+            feature = stage.read(output)
         except LookupError as error:
             raise CaptureError(f"stage {stage.label}", str(error), "correct the stage's `select`") from None
-        if not isinstance(feature, Tensor):
-            found = f"a {type(feature).__name__} instead of a tensor"
-            raise CaptureError(f"stage {stage.label}", found, "correct the stage's `select`")
-        if self.watch is not None and feature.requires_grad:
-            self.watch(index, feature)
         if stage.clone:
             feature = feature.clone()
         self._kept[index] = (feature, feature._version)

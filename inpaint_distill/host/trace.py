@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inpaint_distill.errors import PlanError
-from inpaint_distill.host.guard import uncompiled, untouched
+from inpaint_distill.host.guard import RandomState, module_device, uncompiled, untouched
 from inpaint_distill.host.taps import Hook
 from inpaint_distill.host.tree import Path, tensors
 
@@ -37,8 +37,10 @@ class Event:
         call: Which call of it within the forward, from 0.
         start: Position of its beginning in the forward; ``end`` of its end. Events are sorted by ``end``.
         inputs: Shapes of the tensors among its arguments.
+        pairs: Identities of the two tensors of each argument that is a pair of them.
         outputs: Path, shape and identity of each tensor it put out.
         overwritten: The outputs that a later operation changed in place, by path.
+        binary: The outputs that hold nothing but 0 and 1, where there are several: masks.
         leaf: It has no child modules.
         kind: Its class name.
     """
@@ -48,8 +50,10 @@ class Event:
     start: int
     end: int
     inputs: list[tuple[int, ...]]
+    pairs: set[tuple[int, int]]
     outputs: list[tuple[Path, tuple[int, ...], int]]
     overwritten: set[Path]
+    binary: set[Path]
     leaf: bool
     kind: str
 
@@ -62,13 +66,19 @@ class Trace:
         events: One for each call of each module.
         image_size: Height and width of the image that it ran on.
         used_size: Those of the images that the host is used with.
+        modules: Every module by the name that its events have.
+        batch: Number of images.
+        draws: The forward drew random numbers.
         run: Runs the same forward again.
     """
 
     events: list[Event]
     image_size: tuple[int, int]
     used_size: tuple[int, int]
-    run: Callable[[], Any] | None = None
+    modules: dict[str, nn.Module]
+    batch: int
+    draws: bool
+    run: Callable[[], Any]
 
 
 class _Recorder(Hook):
@@ -80,22 +90,25 @@ class _Recorder(Hook):
         self.names = {module: name for name, module in host.named_modules() if hidden.isdisjoint(name.split("."))}
         self.clock = 0
         self.calls: Counter[str] = Counter()
-        self.open: list[tuple[str, int, int, list[tuple[int, ...]]]] = []
+        self.open: list[tuple[str, int, int, list[tuple[int, ...]], set[tuple[int, int]]]] = []
         self.closed: list[tuple[Event, list[tuple[Path, Tensor, int]]]] = []
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name = self.names[module]
         shapes = [tuple(tensor.shape) for _, tensor in tensors((*args, *kwargs.values()))]
-        self.open.append((name, self.calls[name], self._tick(), shapes))
+        pairs = {(id(arg[0]), id(arg[1])) for arg in (*args, *kwargs.values()) if _is_pair(arg)}
+        self.open.append((name, self.calls[name], self._tick(), shapes, pairs))
         self.calls[name] += 1
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        name, call, start, inputs = self.open.pop()
+        name, call, start, inputs, pairs = self.open.pop()
         # The tensors are held until the forward is over, so that an identity cannot be given to another tensor.
         held = [(path, tensor, tensor._version) for path, tensor in tensors(output)]
         outputs = [(path, tuple(tensor.shape), id(tensor)) for path, tensor, _ in held]
         leaf = next(module.children(), None) is None
-        event = Event(name, call, start, self._tick(), inputs, outputs, set(), leaf, type(module).__name__)
+        binary = {path for path, tensor, _ in held if _is_binary(tensor)} if len(held) > 1 else set()
+        end, kind = self._tick(), type(module).__name__
+        event = Event(name, call, start, end, inputs, pairs, outputs, set(), binary, leaf, kind)
         self.closed.append((event, held))
 
     def finish(self) -> list[Event]:
@@ -108,12 +121,27 @@ class _Recorder(Hook):
         return self.clock
 
 
-def trace_forward(host: nn.Module, run: Callable[[], Any]) -> list[Event]:
-    """Run the host once without gradients and without a trace left in it; return its events.
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(each, Tensor) for each in value)
+
+
+def _is_binary(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and not tensor.is_complex() and bool(((tensor == 0) | (tensor == 1)).all())
+
+
+def trace_forward(
+    host: nn.Module,
+    run: Callable[[], Any],
+    image_size: tuple[int, int],
+    used_size: tuple[int, int] | None = None,
+) -> Trace:
+    """Run the host once without gradients and without a trace left in it.
 
     Args:
         host: The model; its hooks, buffers, caches, flags and the random state are as before afterwards.
         run: Calls the host.
+        image_size: Height and width of the image that it is called on.
+        used_size: Those of the images that it is used with; the same by default.
     """
     recorder = _Recorder(host)
     handles = []
@@ -122,11 +150,16 @@ def trace_forward(host: nn.Module, run: Callable[[], Any]) -> list[Event]:
             handles.append(module.register_forward_pre_hook(recorder.begin, with_kwargs=True))
             handles.append(module.register_forward_hook(recorder.end))
         with untouched(host), torch.no_grad(), uncompiled():
+            before = RandomState.now(module_device(host))
             run()
+            draws = before != RandomState.now(module_device(host))
     finally:
         for handle in handles:
             handle.remove()
-    return recorder.finish()
+    modules = {name: module for module, name in recorder.names.items()}
+    events = recorder.finish()
+    batch = next((shape[0] for shape in events[-1].inputs if len(shape) == 4), 0)
+    return Trace(events, image_size, used_size or image_size, modules, batch, draws, run)
 
 
 def trace_call(host: nn.Module, call: HostCall) -> Trace:
@@ -157,9 +190,9 @@ def trace_sizes(host: nn.Module, run: Callable[[tuple[int, int]], Any], size: tu
     for wide in ((height, width * 3 // 2), (height, width * 2)) if height == width else ():
         # Whatever a foreign forward raises on this size means "not this size".
         with suppress(Exception):
-            return Trace(trace_forward(host, partial(run, wide)), wide, size, partial(run, wide))
+            return trace_forward(host, partial(run, wide), wide, size)
     try:
-        return Trace(trace_forward(host, partial(run, size)), size, size, partial(run, size))
+        return trace_forward(host, partial(run, size), size)
     except Exception as error:
         raise PlanError(
             f"a dry run of the host on an image of {height} x {width}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -54,7 +55,7 @@ class Batch:
     def copy(call: HostCall, image: Tensor, mask: Tensor, autocast: torch.dtype | None = None) -> Batch:
         """Copy what a host was called with."""
         kept = call.rebuild(lambda _, tensor: tensor.detach().clone())
-        return Batch(kept, image.detach().clone(), mask.detach().clone(), autocast)
+        return Batch(dataclasses.replace(kept, random=None), image.detach().clone(), mask.detach().clone(), autocast)
 
     def cast(self) -> torch.autocast:
         """Return the autocast under which the host ran on it."""

@@ -10,7 +10,7 @@ from inpaint_distill.errors import PlanError
 from inpaint_distill.host.attention_discovery import find_attention, named_attention
 from inpaint_distill.host.discovery import choose_encoder, find_encoders, named_stages, output_stages
 from inpaint_distill.host.guard import forked_rng, module_device
-from inpaint_distill.host.trace import Trace, trace_forward
+from inpaint_distill.host.trace import trace_forward
 from inpaint_distill.host.watch import Views, Watch
 from inpaint_distill.teachers.base import Teacher
 
@@ -69,18 +69,17 @@ class ModuleTeacher(Teacher):
         """Find the module's stages in a dry run and pair them by stride."""
         image = torch.zeros(2, 3, *image_size, device=module_device(self.module))
         try:
-            events = trace_forward(self.module, lambda: self.call(self.module, image))
+            trace = trace_forward(self.module, lambda: self.call(self.module, image), image_size)
         except Exception as error:
             raise PlanError(
                 f"a dry run of the teacher {type(self.module).__name__} on images {tuple(image.shape)}",
                 f"{type(error).__name__}: {error}",
                 "say how to run it: ModuleTeacher(module, call=lambda module, image: ...)",
             ) from error
-        trace = Trace(events, image_size, image_size)
         own = named_stages(trace, self.stages) if self.stages else output_stages(trace)
         if not own:
             encoders = find_encoders(trace)
-            own = encoders[choose_encoder(encoders)]
+            own = encoders[choose_encoder(encoders)[0]].stages
         self.paired = tuple(min(own, key=lambda each: abs(each.stride - stage.stride)) for stage in stages)
         own_sites: tuple[AttentionSite, ...] = ()
         if sites and self.attention:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inpaint_distill.errors import TeacherWarning
 from inpaint_distill.host.guard import forked_rng
-from inpaint_distill.host.tree import rebuild, select, tensors
+from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:
     from inpaint_distill.host.call import HostCall
@@ -67,8 +67,7 @@ class _Zero:
         call, self.calls = self.calls, self.calls + 1
         if call != self.stage.call:
             return output
-        feature = select(output, self.stage.select)
-        return rebuild(output, lambda _, tensor: torch.zeros_like(tensor) if tensor is feature else tensor)
+        return self.stage.write(output, torch.zeros_like(self.stage.read(output)))
 
 
 def measure_quality(module: nn.Module, call: HostCall, target: Tensor, bottleneck: Stage) -> TeacherQuality:

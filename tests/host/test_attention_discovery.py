@@ -414,7 +414,7 @@ def test_the_attention_of_our_own_hosts(adapter):
     host = adapter.build()
     candidates = find_attention(host, lambda: adapter.outputs(host, image, mask), (64, 64))
     (site,) = choose_attention(candidates)
-    assert named_attention(candidates, adapter.attention) == (site,)
+    assert named_attention(candidates, adapter.attention(host)) == (site,)
     taps = AttentionTaps(host, [site], logits=True)
     taps.begin()
     adapter.outputs(host, image, mask)

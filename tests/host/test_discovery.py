@@ -10,7 +10,7 @@ from torch import nn
 
 from inpaint_distill.errors import PlanError
 from inpaint_distill.host.call import HostCall
-from inpaint_distill.host.discovery import choose_encoder, find_encoders, named_stages, output_stages
+from inpaint_distill.host.discovery import Encoder, choose_encoder, find_encoders, named_stages, output_stages
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.taps import FeatureTaps
 from inpaint_distill.host.trace import trace_call
@@ -86,9 +86,10 @@ def test_of_two_networks_the_one_that_runs_last_is_taken_and_the_other_shown():
 
 
 def test_the_encoder_with_more_levels_wins_over_the_later_one():
-    deep, late = ((Stage(name="a"),) * 3, (Stage(name="b"),) * 2)
-    assert choose_encoder([deep, late]) == 0
-    assert choose_encoder([deep, deep, late]) == 1
+    deep, late = (Encoder((Stage(name="a"),) * 3), Encoder((Stage(name="b"),) * 2))
+    assert choose_encoder([deep, late]) == (0, "encoder 1 of 2: the most levels, 3")
+    assert choose_encoder([deep, deep, late]) == (1, "encoder 2 of 3: of the 2 with 3 levels the last to run")
+    assert choose_encoder([late]) == (0, "the only encoder")
 
 
 class Attentive(Plain):
@@ -119,13 +120,15 @@ def test_the_inside_of_attention_is_no_level():
     host = Attentive()
     image, mask = batch()
     stages = plan_call(host, HostCall((torch.cat([image, mask], 1),)), Wanted()).stages
-    assert [stage.name for stage in stages] == ["enc0", "enc1", "attention"]
+    assert [stage.name for stage in stages] == ["enc0", "enc1", "enc2"]
 
 
 def test_a_root_output_is_no_stage():
     toy = ZOO["returns_feature"]
     host = toy.build()
-    assert all(stage.name for encoder in find_encoders(trace_call(host, call_of(toy, host))) for stage in encoder)
+    assert all(
+        stage.name for encoder in find_encoders(trace_call(host, call_of(toy, host))) for stage in encoder.stages
+    )
 
 
 def test_a_host_without_an_encoder_is_an_error_that_says_how_to_name_stages():

@@ -20,7 +20,7 @@ def test_tracing_leaves_nothing_behind(name):
     host = toy.build()
     before, notes, random = copy.deepcopy(host.state_dict()), footprint(host), torch.get_rng_state()
     image, mask = batch()
-    events = trace_forward(host, lambda: toy.call(host, image, mask))
+    events = trace_forward(host, lambda: toy.call(host, image, mask), (32, 32)).events
     assert events[-1].name == ""
     assert same(dict(host.state_dict()), dict(before))
     assert footprint(host) == notes
@@ -31,14 +31,14 @@ def test_an_error_in_the_forward_leaves_no_hook():
     host = ZOO["concatenated"].build()
     notes = footprint(host)
     with pytest.raises(RuntimeError):
-        trace_forward(host, lambda: host(torch.zeros(1, 9, 8, 8)))
+        trace_forward(host, lambda: host(torch.zeros(1, 9, 8, 8)), (8, 8))
     assert footprint(host) == notes
 
 
 def test_events_are_written_in_the_order_of_completion_with_call_numbers_and_overwrites():
     host = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True))
     host.append(host[1])
-    events = trace_forward(host, lambda: host(torch.zeros(2, 3, 8, 8)))
+    events = trace_forward(host, lambda: host(torch.zeros(2, 3, 8, 8)), (8, 8)).events
     assert [(event.name, event.call, event.kind) for event in events] == [
         ("0", 0, "Conv2d"),
         ("1", 0, "ReLU"),
@@ -63,7 +63,7 @@ def test_an_overwrite_through_a_view_is_seen():
             return feature
 
     host = View()
-    (conv, _) = trace_forward(host, lambda: host(torch.zeros(1, 3, 4, 4)))
+    (conv, _) = trace_forward(host, lambda: host(torch.zeros(1, 3, 4, 4)), (4, 4)).events
     assert conv.overwritten == {()}
 
 

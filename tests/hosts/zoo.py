@@ -109,7 +109,7 @@ ZOO = {
     "recurrent": ToyHost(
         "runs its encoder three times",
         states.Recurrent,
-        stages=("down.enc0 (call 2)", "down.enc1 (call 2)", "down (call 2)"),  # `down` puts out enc2's tensor
+        stages=("down.enc0 (call 2)", "down.enc1 (call 2)", "down.enc2 (call 2)"),
     ),
 }
 ZOO_NAMES = tuple(ZOO)
