@@ -37,9 +37,11 @@ from inpaint_distill.host.attention_discovery import find_attention
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.discovery import choose_encoder, find_encoders
 from inpaint_distill.host.guard import untouched
+from inpaint_distill.host.named_stages import named_stages
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.taps import FeatureTaps
 from inpaint_distill.host.trace import trace_call
+from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -206,8 +208,6 @@ def inside(name: str, modules: list[str]) -> bool:
 
 def resolve(trace: Any, names: Any) -> list[Stage]:
     """Resolve an adapter's names as a plan does."""
-    from inpaint_distill.host.discovery import named_stages
-
     return list(named_stages(trace, names))
 
 
@@ -240,8 +240,6 @@ def outputs_of(host: nn.Module, call: HostCall, encoders: list[tuple[Stage, ...]
 
 def read(stage: Stage, output: Any) -> Tensor:
     """Copy a record's feature; the only tensor of a nested output where no path is given."""
-    from inpaint_distill.host.tree import tensors
-
     if not stage.select and not isinstance(output, torch.Tensor):
         return next(tensor for _, tensor in tensors(output)).clone()
     return stage.read(output).clone()

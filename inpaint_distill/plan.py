@@ -10,10 +10,12 @@ from torch.nn import functional as F
 
 from inpaint_distill.errors import ConfigError
 from inpaint_distill.host.adapter import Adapter
-from inpaint_distill.host.attention_discovery import choose_attention, find_attention, named_attention
+from inpaint_distill.host.attention_choice import choose_attention, named_attention
+from inpaint_distill.host.attention_discovery import find_attention
 from inpaint_distill.host.conventions import find_convention
-from inpaint_distill.host.discovery import choose_encoder, find_encoders, named_stages
+from inpaint_distill.host.discovery import choose_encoder, find_encoders
 from inpaint_distill.host.guard import module_device
+from inpaint_distill.host.named_stages import named_stages
 from inpaint_distill.host.stage import token_grid
 from inpaint_distill.host.trace import trace_call, trace_sizes
 from inpaint_distill.host.tree import format_path
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from inpaint_distill.host.attention import AttentionSite
-    from inpaint_distill.host.attention_discovery import AttentionCandidate
+    from inpaint_distill.host.attention_choice import AttentionCandidate
     from inpaint_distill.host.call import HostCall
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.host.targets import Target

@@ -12,9 +12,12 @@ from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.replay import Recipe, derive_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from inpaint_distill.host.adapter import Adapter
+    from inpaint_distill.host.tree import Path
 
 __all__ = ["derive"]
 
@@ -68,8 +71,10 @@ def derive(host: nn.Module, call: HostCall, image: Tensor, mask: Tensor, adapter
     if adapter is not None and not adapter.replayable:
         return _AdapterRecipe(adapter, call.signature())
     known = adapter.variant(host) if adapter is not None else None
-    declared = known.convention.declared(image.shape[1]) if known else {}
     names = list(inspect.signature(host.forward).parameters)
-    # An argument may be given by position or by keyword.
-    by_keyword = {(names[path[0]],): each for path, each in declared.items() if path[0] in range(len(names))}
-    return derive_recipe(host, call, image, mask, {**declared, **by_keyword})
+    declared: dict[Path, Mapping[int, int | None]] = {}
+    for index, channels in known.convention.declared(image.shape[1]).items() if known else ():
+        declared[(index,)] = channels
+        if index < len(names):
+            declared[(names[index],)] = channels  # given by keyword
+    return derive_recipe(host, call, image, mask, declared)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from inpaint_distill.errors import PlanError, near_names
 from inpaint_distill.host.attention import AttentionMap, AttentionSite, grids
 from inpaint_distill.host.attention_calls import (
     AttentionCall,
@@ -23,41 +22,25 @@ from inpaint_distill.host.attention_calls import (
     read_function,
     read_mha,
 )
+from inpaint_distill.host.attention_choice import AttentionCandidate
 from inpaint_distill.host.guard import uncompiled, untouched
 from inpaint_distill.host.stage import level_of, token_grid
 from inpaint_distill.host.taps import Hook
-from inpaint_distill.host.targets import Target, format_target, match
 from inpaint_distill.host.trace import RESERVED
 from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
 
-__all__ = ["AttentionCandidate", "choose_attention", "find_attention", "named_attention"]
+__all__ = ["find_attention"]
 
 _MIN_TOKENS = 16  # a hole on a grid below 4 x 4 says nothing
 _MIN_KEYS = 4  # fewer are weights of a few branches
 _MAX_PREFIX = 8  # a class token, a distillation token, registers
-_MAX_SITES = 4
 _PRODUCTS = frozenset(
     {"linear", "conv1d", "conv2d", "conv3d", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm"}
     | {"einsum", "tensordot", "cdist"}
 )
-
-
-@dataclass(frozen=True)
-class AttentionCandidate:
-    """An attention layer that ran.
-
-    Attributes:
-        site: Where it sits.
-        usable: Its queries are places of the image.
-        reason: Why not, where they are not; empty otherwise.
-    """
-
-    site: AttentionSite
-    usable: bool
-    reason: str = ""
 
 
 def find_attention(host: nn.Module, run: Callable[[], Any], image_size: tuple[int, int]) -> list[AttentionCandidate]:
@@ -83,83 +66,6 @@ def find_attention(host: nn.Module, run: Callable[[], Any], image_size: tuple[in
             handle.remove()
     found = [candidate for _, candidate in sorted(recorder.found, key=lambda each: each[0])]
     return [each for each in found if each.site.name.partition(".")[0] != RESERVED]
-
-
-def choose_attention(
-    candidates: Sequence[AttentionCandidate], before: Container[tuple[str, int]] | None = None
-) -> tuple[AttentionSite, ...]:
-    """Return the last usable layer of each token grid, at most the last four, in order of running.
-
-    Args:
-        candidates: What was found.
-        before: Names and calls of the modules that run before the decoder: of one grid, a layer among these comes
-            before those of the decoder, so that a teacher need not run to its end.
-    """
-    last: dict[tuple[object, ...], int] = {}
-    for number, each in enumerate(candidates):
-        grid = (each.site.queries, each.site.windows)
-        early = before is None or (each.site.name, each.site.call) in before
-        if each.usable and (early or grid not in last or not _early(candidates[last[grid]], before)):
-            last[grid] = number
-    return tuple(candidates[number].site for number in sorted(last.values())[-_MAX_SITES:])
-
-
-def _early(candidate: AttentionCandidate, before: Container[tuple[str, int]] | None) -> bool:
-    return before is not None and (candidate.site.name, candidate.site.call) in before
-
-
-def named_attention(
-    candidates: Sequence[AttentionCandidate],
-    wanted: Sequence[Target | AttentionSite],
-    modules: Mapping[str, nn.Module] | None = None,
-) -> tuple[AttentionSite, ...]:
-    """Resolve targets and sites against what ran, in the order given.
-
-    A site that states its ``queries`` is taken at its word, also where the dry run would not have chosen it.
-
-    Raises:
-        PlanError: A name matches nothing that ran, or nothing that can be used.
-    """
-    sites: list[AttentionSite] = []
-    for item in wanted:
-        found = _matching(candidates, item, modules or {})
-        if isinstance(item, AttentionSite) and item.queries:
-            sites.append(item)
-            continue
-        usable = [each.site for each in found if each.usable]
-        if not usable:
-            raise PlanError(
-                f"attention {_name(item)}",
-                "; ".join(f"{each.site.label}: {each.reason}" for each in found),
-                "name another layer, or describe this one: AttentionSite(name=..., kind=..., queries=..., window=...)",
-            )
-        sites.extend(usable)
-    return tuple(dict.fromkeys(sites))
-
-
-def _name(item: Target | AttentionSite) -> str:
-    return format_target(item.name if isinstance(item, AttentionSite) else item)
-
-
-def _matching(
-    candidates: Sequence[AttentionCandidate], item: Target | AttentionSite, modules: Mapping[str, nn.Module]
-) -> list[AttentionCandidate]:
-    names = list(dict.fromkeys(each.site.name for each in candidates))
-    matched = match(item.name if isinstance(item, AttentionSite) else item, names, modules)
-    found = [each for each in candidates if each.site.name in matched]
-    if isinstance(item, AttentionSite):
-        found = [each for each in found if _place(each.site) == _place(item)]
-    if not found:
-        raise PlanError(
-            f"attention {_name(item)}",
-            "no attention was computed under that name in the host's forward",
-            f"use a layer that runs, such as {near_names(_name(item), names)}",
-        )
-    return found
-
-
-def _place(site: AttentionSite) -> tuple[str, int, int, str]:
-    return site.name, site.call, site.index, site.kind
 
 
 @dataclass

@@ -122,18 +122,18 @@ class Convention:
             raise ReplayError(asked, str(error), "correct the convention's `outputs`") from None
         return tuple(self._signed(image) for image in found)
 
-    def declared(self, channels: int) -> dict[Path, dict[int, int | None]]:
+    def declared(self, channels: int) -> dict[int, dict[int, int | None]]:
         """Return the channels that cannot be told from their values, and what the teacher takes for each.
 
         Args:
             channels: Number of channels of the image.
 
         Returns:
-            By argument and channel: ``None`` for what is passed on as it is, or a channel of the complete image. The
-            latter for latents, where a hole shows in its surroundings too.
+            By position of the argument, and channel: ``None`` for what is passed on as it is, or a channel of the
+            complete image. The latter for latents, where a hole shows in its surroundings too.
         """
         blank, plane = torch.zeros(1, channels, 1, 1), torch.zeros(1, 1, 1, 1)
-        found: dict[Path, dict[int, int | None]] = {}
+        found: dict[int, dict[int, int | None]] = {}
         for index, words in enumerate(self.arguments):
             kept: list[int | Literal["open"] | None] = []
             for word in words:
@@ -142,7 +142,7 @@ class Convention:
                 kept += [None] * count if word in _FOREIGN else [*range(count)] if taken else ["open"] * count
             chosen = {channel: value for channel, value in enumerate(kept) if value != "open"}
             if chosen:
-                found[(index,)] = chosen
+                found[index] = chosen
         return found
 
     def _scaled(self, image: Tensor) -> Tensor:

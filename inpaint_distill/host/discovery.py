@@ -7,27 +7,24 @@ kind, before dilated ones, residual trunks, attention and decoders.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from inpaint_distill.errors import PlanError, near_names
-from inpaint_distill.host.stage import Layout, Selector, Stage, level_of, token_grid
-from inpaint_distill.host.targets import Target, format_target, match
+from inpaint_distill.errors import PlanError
+from inpaint_distill.host.maps import Map, read_maps
+from inpaint_distill.host.stage import level_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    from inpaint_distill.host.stage import Stage
     from inpaint_distill.host.trace import Event, Trace
-    from inpaint_distill.host.tree import Path
 
-__all__ = ["Encoder", "choose_encoder", "find_encoders", "named_stages", "output_stages"]
+__all__ = ["Encoder", "choose_encoder", "find_encoders"]
 
-_MIN_CHANNELS = 8  # fewer is an image, a mask or a gate
-_MAX_PREFIX = 8  # a class token, a distillation token, registers
 _ATTENTION = re.compile(r"attn|attention|^att\d*$", re.IGNORECASE)
 
 
@@ -44,35 +41,6 @@ class Encoder:
     stages: tuple[Stage, ...]
     deeper: tuple[Stage, ...] = ()
     end: int = 0
-
-
-@dataclass(frozen=True)
-class _Map:
-    """A map put out by one event."""
-
-    event: Event
-    select: Selector
-    layout: Layout
-    channels: int
-    size: tuple[int, int]
-    level: int
-    identity: int
-    mask: Path | None = None
-    prefix: int = 0
-
-    def stage(self, image_size: tuple[int, int]) -> Stage:
-        return Stage(
-            name=self.event.name,
-            call=self.event.call,
-            select=self.select,
-            layout=self.layout,
-            prefix=self.prefix,
-            mask=self.mask,
-            clone=self.select in self.event.overwritten,
-            channels=self.channels,
-            size=self.size,
-            stride=round(image_size[0] / self.size[0]),
-        )
 
 
 def find_encoders(trace: Trace) -> list[Encoder]:
@@ -114,131 +82,7 @@ def choose_encoder(encoders: Sequence[Encoder]) -> tuple[int, str]:
     return chosen, f"encoder {chosen + 1} of {len(encoders)}: {why}"
 
 
-def named_stages(trace: Trace, wanted: Sequence[Target | Stage]) -> tuple[Stage, ...]:
-    """Resolve targets and stages against a traced forward, in the order given (shallow to deep).
-
-    Raises:
-        PlanError: A target matches no module, or one that did not run or put out no map.
-    """
-    stages: list[Stage] = []
-    ran = list(dict.fromkeys(event.name for event in trace.events if event.name))
-    for item in wanted:
-        target = item.name if isinstance(item, Stage) else item
-        names = match(target, ran, trace.modules)
-        if not names:
-            bypassed = match(target, [name for name in trace.modules if name], trace.modules)
-            raise PlanError(
-                f"stage {format_target(target)}",
-                f"{bypassed[0]} did not run in the host's forward: its forward is bypassed, or another one is called"
-                if bypassed
-                else "no module of that name ran in the host's forward",
-                f"use a module that runs, such as {near_names(bypassed[0] if bypassed else str(target), ran)}",
-            )
-        stages.extend(_stage_of(trace, name, item) for name in names)
-    return tuple(stages)
-
-
-def output_stages(trace: Trace) -> tuple[Stage, ...]:
-    """Return the maps that the root itself puts out, shallow to deep, if they are a pyramid; else nothing."""
-    root = next(event for event in reversed(trace.events) if not event.name)
-    maps = sorted(_maps(root, trace), key=lambda found: found.level)
-    distinct = len({found.level for found in maps}) == len(maps) >= 2
-    return tuple(found.stage(trace.image_size) for found in maps) if distinct else ()
-
-
-def _stage_of(trace: Trace, name: str, item: Target | Stage) -> Stage:
-    wanted = item if isinstance(item, Stage) else Stage(name=name)
-    calls = sorted({event.call for event in trace.events if event.name == name})
-    call = calls[wanted.call] if -len(calls) <= wanted.call < 0 else wanted.call
-    events = [event for event in trace.events if (event.name, event.call) == (name, call)]
-    if callable(wanted.select) or (wanted.channels and wanted.stride):
-        if not events:
-            raise PlanError(f"stage {wanted.label}", f"{len(calls)} calls of {name}", f"use a call below {len(calls)}")
-        return dataclasses.replace(wanted, name=name, call=call)  # what is said of it is taken as it is
-    maps = [found for event in events for found in _maps(event, trace, named=True)]
-    if wanted.select:
-        maps = [found for event in events for found in _selected(event, wanted, trace)]
-    if not maps:
-        outputs = [shape for event in events for _, shape, _ in event.outputs]
-        raise PlanError(
-            f"a feature map from stage {dataclasses.replace(wanted, name=name).label!r}, call {call}",
-            f"outputs of shape {outputs or 'no tensor'} for an image of {trace.image_size}",
-            "name a module whose output is (B, C, H, W), (B, H, W, C) or (B, N, C) at a power-of-two stride, or "
-            "describe it: Stage(name=..., select=..., layout=..., channels=..., stride=...)",
-        )
-    stage = maps[0].stage(trace.image_size)
-    return dataclasses.replace(
-        stage,
-        mask=wanted.mask or stage.mask,
-        grid=wanted.grid,
-        clone=wanted.clone or stage.clone,
-    )
-
-
-def _selected(event: Event, wanted: Stage, trace: Trace) -> list[_Map]:
-    """Read the map at the paths that a stage selects: one, or several to be concatenated."""
-    single = {found.select: found for found in _readable(event, trace, named=True)}
-    parts = [single[path] for path in wanted.paths if path in single]
-    if not parts or len(parts) < len(wanted.paths) or len({(part.size, part.layout) for part in parts}) > 1:
-        return []
-    return [parts[0]] if len(parts) == 1 else [_concatenated(parts)]
-
-
-def _concatenated(parts: list[_Map]) -> _Map:
-    return dataclasses.replace(
-        parts[0],
-        select=tuple(part.select for part in parts),
-        channels=sum(part.channels for part in parts),
-        identity=0,
-    )
-
-
-def _maps(event: Event, trace: Trace, *, named: bool = False) -> list[_Map]:
-    """Read an event's output as maps: with its mask, and as one where two halves make a feature.
-
-    A pair of one size is a feature and the mask that travels with it (partial convolutions) where the second holds
-    nothing but 0 and 1, and two halves of a feature where a module takes them as one argument (the local and the
-    global one of LaMa).
-    """
-    found = _readable(event, trace, named=named)
-    if len(found) == 2 and found[0].size == found[1].size and found[0].identity != found[1].identity:
-        first, second = found
-        if second.select in event.binary:
-            return [dataclasses.replace(first, mask=second.select)]
-        if any((first.identity, second.identity) in other.pairs for other in trace.events):
-            return [_concatenated(found)]
-    return found
-
-
-def _readable(event: Event, trace: Trace, *, named: bool) -> list[_Map]:
-    """Read every tensor of an event's output as a map where its shape allows it and it has enough channels."""
-    least = 1 if named else _MIN_CHANNELS
-    found = []
-    for path, shape, identity in event.outputs:
-        if trace.batch and shape[:1] != (trace.batch,):
-            continue  # windows, or heads, folded into the batch
-        for layout, channels, size, prefix in _readings(shape, trace.image_size, named=named):
-            level = level_of(size, trace.image_size)
-            pooled = size == (1, 1) and len(set(trace.image_size)) > 1 and not named
-            if level is not None and channels >= least and not pooled:
-                found.append(_Map(event, path, layout, channels, size, level, identity, prefix=prefix))
-                break
-    return found
-
-
-def _readings(
-    shape: tuple[int, ...], image_size: tuple[int, int], *, named: bool
-) -> Iterator[tuple[Layout, int, tuple[int, int], int]]:
-    if len(shape) == 4:
-        yield "NCHW", shape[1], (shape[2], shape[3]), 0
-        yield "NHWC", shape[3], (shape[1], shape[2]), 0
-    elif len(shape) == 3:
-        for prefix in range(_MAX_PREFIX + 1 if named else 1):
-            if grid := token_grid(shape[1] - prefix, image_size):
-                yield "tokens", shape[2], grid, prefix
-
-
-def _candidates(trace: Trace, *, inside_blocks: bool) -> list[_Map]:
+def _candidates(trace: Trace, *, inside_blocks: bool) -> list[Map]:
     """List the maps that can be a stage, in the order in which they were completed."""
     hidden = [event for event in trace.events if event.name and not event.leaf and _is_attention(event)]
     blocks = [event for event in trace.events if not event.leaf and _goes_down_once(event, trace)]
@@ -247,7 +91,7 @@ def _candidates(trace: Trace, *, inside_blocks: bool) -> list[_Map]:
     starts = {block.start for block in blocks}
     found = []
     for event in trace.events:
-        maps = _maps(event, trace)
+        maps = read_maps(event, trace)
         if not event.name or not maps or "pad" in event.kind.lower():
             continue
         around = [other for other in hidden if _inside(event, other)]
@@ -263,7 +107,7 @@ def _candidates(trace: Trace, *, inside_blocks: bool) -> list[_Map]:
     return found
 
 
-def _ends_level(event: Event, maps: list[_Map], block: Event, trace: Trace) -> bool:
+def _ends_level(event: Event, maps: list[Map], block: Event, trace: Trace) -> bool:
     """Tell whether a part of a down-sampling block does the work of the level above, in the layout of the block.
 
     Blocks that convolve first and go down last (those of autoencoders) keep the last feature of a resolution inside.
@@ -271,7 +115,7 @@ def _ends_level(event: Event, maps: list[_Map], block: Event, trace: Trace) -> b
     """
     module = trace.modules[event.name]
     layers = sum(parameter.ndim >= 2 for parameter in module.parameters())
-    outer = _maps(block, trace)
+    outer = read_maps(block, trace)
     return (
         layers >= 2
         and not event.leaf
@@ -291,13 +135,13 @@ def _is_attention(event: Event) -> bool:
 def _goes_down_once(event: Event, trace: Trace) -> bool:
     """Tell whether a block takes one map to the next lower resolution: what happens inside it is its own affair."""
     before = [level_of((shape[2], shape[3]), trace.image_size) for shape in event.inputs if len(shape) == 4]
-    after = [found.level for found in _maps(event, trace)]
+    after = [found.level for found in read_maps(event, trace)]
     return bool(before and after) and before[0] is not None and max(after) == before[0] + 1
 
 
-def _down_runs(maps: list[_Map]) -> list[list[_Map]]:
+def _down_runs(maps: list[Map]) -> list[list[Map]]:
     """Cut the sequence where the resolution rises; keep the stretches of two levels or more."""
-    runs: list[list[_Map]] = [[]]
+    runs: list[list[Map]] = [[]]
     for found in maps:
         if runs[-1] and found.size == (1, 1) and found.level > runs[-1][-1].level + 1:
             continue  # pooled, to weigh channels with
@@ -307,7 +151,7 @@ def _down_runs(maps: list[_Map]) -> list[list[_Map]]:
     return [run for run in runs if len({found.level for found in run}) >= 2]
 
 
-def _encoder(run: list[_Map], trace: Trace) -> Encoder:
+def _encoder(run: list[Map], trace: Trace) -> Encoder:
     """Take the last map of each level, and of the lowest one the last that belongs to the encoder."""
     last = {found.level: found for found in run}
     lowest = max(last)
@@ -320,7 +164,7 @@ def _encoder(run: list[_Map], trace: Trace) -> Encoder:
     return Encoder(tuple(stages), tuple(each for each in deeper if each not in stages), run[-1].event.end)
 
 
-def _end_of_encoder(bottom: list[_Map], above: list[_Map], trace: Trace) -> int:
+def _end_of_encoder(bottom: list[Map], above: list[Map], trace: Trace) -> int:
     """Return which of the maps at the lowest resolution is the encoder's last.
 
     The encoder goes on in the module that holds the stage before: in the child that goes down, and in those after it
@@ -351,7 +195,7 @@ def _end_of_encoder(bottom: list[_Map], above: list[_Map], trace: Trace) -> int:
     return end
 
 
-def _child(found: _Map, container: str) -> str:
+def _child(found: Map, container: str) -> str:
     """Return through which child of a container a map's module is reached; empty where it is not inside."""
     name = found.event.name
     if not container:
@@ -364,7 +208,7 @@ def _is_dilated(module: nn.Module | None) -> bool:
     return any(max(part.dilation) > 1 for part in convolutions)
 
 
-def _nameable(found: _Map, trace: Trace) -> _Map:
+def _nameable(found: Map, trace: Trace) -> Map:
     """Prefer the outermost module that put out the very same tensor and works at this resolution alone."""
     best = found
     if not found.identity:
@@ -372,12 +216,12 @@ def _nameable(found: _Map, trace: Trace) -> _Map:
     for event in trace.events:
         same = [
             each
-            for each in _maps(event, trace)
-            if each.identity == found.identity and each.select not in event.overwritten
+            for each in read_maps(event, trace)
+            if each.identity == found.identity and each.paths[0] not in event.overwritten
         ]
         if not same or not event.name or event.start >= best.event.start:
             continue
         inner = (each for each in trace.events if _inside(each, event))
-        if all(other.level == found.level for each in inner for other in _maps(each, trace)):
+        if all(other.level == found.level for each in inner for other in read_maps(each, trace)):
             best = same[0]
     return best

@@ -127,7 +127,7 @@ class Stage:
         """Return a module's output with the feature replaced by one of the same shape; what is beside it stays."""
         parts = self.parts(output)
         axis = 3 if self.layout == "NHWC" else 1
-        pieces = feature.split([part.shape[axis] for part in parts], axis) if len(parts) > 1 else [feature]
+        pieces = torch.split(feature, [part.shape[axis] for part in parts], axis) if len(parts) > 1 else (feature,)
         replaced = {id(part): piece for part, piece in zip(parts, pieces, strict=True)}
         return rebuild(output, lambda _, tensor: replaced.get(id(tensor), tensor))
 

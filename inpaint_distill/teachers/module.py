@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from inpaint_distill.errors import PlanError
-from inpaint_distill.host.attention_discovery import find_attention, named_attention
-from inpaint_distill.host.discovery import choose_encoder, find_encoders, named_stages, output_stages
+from inpaint_distill.host.attention_choice import named_attention
+from inpaint_distill.host.attention_discovery import find_attention
+from inpaint_distill.host.discovery import choose_encoder, find_encoders
 from inpaint_distill.host.guard import forked_rng, module_device
+from inpaint_distill.host.named_stages import named_stages, output_stages
 from inpaint_distill.host.trace import trace_forward
 from inpaint_distill.host.watch import Views, Watch
 from inpaint_distill.teachers.base import Teacher

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from inpaint_distill.host.attention_discovery import choose_attention, find_attention, named_attention
+from inpaint_distill.host.attention_choice import choose_attention, named_attention
+from inpaint_distill.host.attention_discovery import find_attention
 from inpaint_distill.host.attention_taps import AttentionTaps
 from inpaint_distill.host.stage import token_grid
 
@@ -16,12 +17,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from inpaint_distill.host.attention import AttentionMap, AttentionSite
+    from inpaint_distill.host.targets import Target
 
 __all__ = ["attention_sites", "pixel_attention", "watch_attention"]
 
 
 def attention_sites(
-    host: nn.Module, run: Callable[[], object], image_size: tuple[int, int], wanted: Sequence[str] | None
+    host: nn.Module,
+    run: Callable[[], object],
+    image_size: tuple[int, int],
+    wanted: Sequence[Target | AttentionSite] | None,
 ) -> tuple[AttentionSite, ...]:
     """Return the attention layers of a host: those named, those found where ``wanted`` is ``None``; maybe none.
 
@@ -31,7 +36,9 @@ def attention_sites(
     if wanted is not None and not wanted:
         return ()
     candidates = find_attention(host, run, image_size)
-    return choose_attention(candidates) if wanted is None else named_attention(candidates, wanted)
+    if wanted is None:
+        return choose_attention(candidates)
+    return named_attention(candidates, wanted, dict(host.named_modules()))
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from inpaint_distill.adapters.contextual_attention.adapter import ContextualAtte
 from inpaint_distill.adapters.gated_conv.adapter import GatedConvAdapter
 from inpaint_distill.errors import PlanError
 from inpaint_distill.host.attention import AttentionSite
-from inpaint_distill.host.attention_discovery import choose_attention, find_attention, named_attention
+from inpaint_distill.host.attention_choice import choose_attention, named_attention
+from inpaint_distill.host.attention_discovery import find_attention
 from inpaint_distill.host.attention_taps import AttentionTaps
 
 SIZE = (32, 48)

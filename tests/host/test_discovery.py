@@ -10,7 +10,8 @@ from torch import nn
 
 from inpaint_distill.errors import PlanError
 from inpaint_distill.host.call import HostCall
-from inpaint_distill.host.discovery import Encoder, choose_encoder, find_encoders, named_stages, output_stages
+from inpaint_distill.host.discovery import Encoder, choose_encoder, find_encoders
+from inpaint_distill.host.named_stages import named_stages, output_stages
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.taps import FeatureTaps
 from inpaint_distill.host.trace import trace_call
