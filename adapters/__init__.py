@@ -32,12 +32,38 @@ def families() -> dict[str, Adapter]:
     Raises:
         ConfigError: If an entry point cannot be loaded, is no adapter class, or takes a name that is taken.
     """
+    from inpaint_distill.adapters.aot_gan import AOTGANAdapter
     from inpaint_distill.adapters.contextual_attention import ContextualAttentionAdapter
+    from inpaint_distill.adapters.ctsdg import CTSDGAdapter
+    from inpaint_distill.adapters.diffusers import DiffusersLatentAdapter, DiffusersPixelAdapter
+    from inpaint_distill.adapters.edge_connect import EdgeConnectAdapter
     from inpaint_distill.adapters.gated_conv import GatedConvAdapter
+    from inpaint_distill.adapters.lama import LaMaAdapter
+    from inpaint_distill.adapters.mat import MATAdapter
+    from inpaint_distill.adapters.mi_gan import MIGANAdapter
+    from inpaint_distill.adapters.monai import MonaiAdapter
     from inpaint_distill.adapters.partial_conv import PartialConvAdapter
+    from inpaint_distill.adapters.rfr import RFRAdapter
+    from inpaint_distill.adapters.segmentation_models import SegmentationModelsAdapter
     from inpaint_distill.adapters.unet import UNetAdapter
 
-    built_in = (GatedConvAdapter(), ContextualAttentionAdapter(), PartialConvAdapter(), UNetAdapter())
+    built_in = (
+        GatedConvAdapter(),
+        ContextualAttentionAdapter(),
+        PartialConvAdapter(),
+        UNetAdapter(),
+        EdgeConnectAdapter(),
+        AOTGANAdapter(),
+        LaMaAdapter(),
+        RFRAdapter(),
+        CTSDGAdapter(),
+        MIGANAdapter(),
+        MATAdapter(),
+        SegmentationModelsAdapter(),
+        MonaiAdapter(),
+        DiffusersPixelAdapter(),
+        DiffusersLatentAdapter(),
+    )
     found: dict[str, Adapter] = {adapter.name: adapter for adapter in built_in}
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
         adapter = _load(entry)

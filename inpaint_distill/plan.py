@@ -276,6 +276,6 @@ def _describe(site: AttentionSite, image_size: tuple[int, int]) -> str:
     where = f"{site.queries} queries" if grid is None else f"{grid[0]} x {grid[1]} queries"
     if site.windows != (1, 1):
         where = f"{site.windows[0]} x {site.windows[1]} windows of {site.window[0]} x {site.window[1]}"
-        where += f" shifted by {site.shift[0]}" if any(site.shift) else ""
+        where += f" shifted by {site.shift[0]} x {site.shift[1]}" if any(site.shift) else ""
     heads = f"{site.heads} head{'s' if site.heads > 1 else ''}"
     return f"{site.label} ({site.kind}, {where}, {site.keys} keys, {heads})"

@@ -284,7 +284,7 @@ BAD_ARGUMENTS = {
     "a host that runs under no convention": (
         lambda: (nn.Linear(7, 7), {"image": IMAGE, "mask": MASK}),
         PlanError,
-        ("host(image, mask)", "adapter"),
+        ("host(image, hole)", "adapter"),
     ),
     "self-distillation on one stage": (
         lambda: (TOY.build(), {"stages": ["enc0"], "image": IMAGE, "mask": MASK}),

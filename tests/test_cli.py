@@ -17,8 +17,14 @@ def test_plan_shows_the_stages_of_a_class_of_another_package(capsys):
     kwargs = '{"encoder_name": "resnet18", "encoder_weights": null, "in_channels": 4, "classes": 3}'
     assert main(["plan", "segmentation_models_pytorch:Unet", "--kwargs", kwargs]) == 0
     shown = capsys.readouterr().out
-    for stage in ("encoder.relu", "encoder.layer1", "encoder.layer4"):
-        assert stage in shown
+    rows = [line.split() for line in shown.splitlines() if line.startswith("encoder")]
+    assert [(row[4], row[8]) for row in rows] == [
+        ("64", "2"),
+        ("64", "4"),
+        ("128", "8"),
+        ("256", "16"),
+        ("512", "32"),
+    ]
 
 
 def test_plan_takes_names(capsys):

@@ -111,16 +111,15 @@ def _ends_level(event: Event, maps: list[Map], block: Event, trace: Trace) -> bo
     """Tell whether a part of a down-sampling block does the work of the level above, in the layout of the block.
 
     Blocks that convolve first and go down last (those of autoencoders) keep the last feature of a resolution inside.
-    A single layer is none: the first one of a bottleneck widens what it is about to reduce.
+    It has the channels that the block puts out; the wide or narrow middle of a bottleneck has not.
     """
     module = trace.modules[event.name]
     layers = sum(parameter.ndim >= 2 for parameter in module.parameters())
-    outer = read_maps(block, trace)
+    lowest = max(read_maps(block, trace), key=lambda each: each.level)
     return (
         layers >= 2
-        and not event.leaf
-        and maps[0].level < max(each.level for each in outer)
-        and maps[0].layout == outer[0].layout
+        and maps[0].level < lowest.level
+        and (maps[0].layout, maps[0].channels) == (lowest.layout, lowest.channels)
     )
 
 
@@ -159,7 +158,10 @@ def _encoder(run: list[Map], trace: Trace) -> Encoder:
     bottom = [found for found in run if found.level == lowest]
     end = _end_of_encoder(bottom, [found for found in run if found.level < lowest], trace)
     stages = [_nameable(found, trace).stage(trace.image_size) for found in (*above, bottom[end])]
-    later = [found for found in bottom[end + 1 :] if not found.event.leaf]
+    rest = bottom[end + 1 :]
+    later = [
+        found for found in rest if not found.event.leaf and not any(_inside(found.event, other.event) for other in rest)
+    ]
     deeper = dict.fromkeys(_nameable(found, trace).stage(trace.image_size) for found in later)
     return Encoder(tuple(stages), tuple(each for each in deeper if each not in stages), run[-1].event.end)
 

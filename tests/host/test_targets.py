@@ -13,7 +13,7 @@ from torch import nn
 import inpaint_distill
 from inpaint_distill.errors import CaptureError, PlanError
 from inpaint_distill.host.attention import AttentionSite
-from inpaint_distill.host.discovery import named_stages
+from inpaint_distill.host.named_stages import named_stages
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.targets import format_target, match
 from inpaint_distill.host.trace import trace_forward

@@ -1,0 +1,7 @@
+"""Networks of MONAI in two dimensions."""
+
+from __future__ import annotations
+
+from inpaint_distill.adapters.monai.adapter import MonaiAdapter
+
+__all__ = ["MonaiAdapter"]

@@ -1,0 +1,251 @@
+"""A host trains alike bare and inside DataParallel, DDP, torch.compile and checkpoint wrappers, and is given back."""
+
+import pytest
+import torch
+from hosts import ZOO, batch, batches, footprint, make_optimizer, same, train
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+import inpaint_distill
+from inpaint_distill import adapters
+from inpaint_distill.errors import PlanError
+from inpaint_distill.host.adapter import Adapter, Variant
+from inpaint_distill.host.conventions import Convention
+from inpaint_distill.host.wrappers import plain_name, unwrap
+
+TOY = ZOO["concatenated"]
+CONFIG = {"warmup": 0, "balance": "none", "lookahead": {"every": 2}}
+STAGES = ["enc0", "enc1", "enc2"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Form a process group of one."""
+    meet = tmp_path_factory.mktemp("gloo") / "meet"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def compiled(host):
+    return torch.compile(host, backend="eager")
+
+
+def distributed(host):
+    return nn.parallel.DistributedDataParallel(host)
+
+
+WRAPPERS = {
+    "DataParallel": nn.DataParallel,
+    "DistributedDataParallel": distributed,
+    "compile": compiled,
+    "compile of DistributedDataParallel": lambda host: compiled(distributed(host)),
+    "DistributedDataParallel of compile": lambda host: distributed(compiled(host)),
+}
+
+
+def run(wrap, steps=3, **arguments):
+    """Train a wrapped host; return what came of it, and what was to be seen of the distiller."""
+    host = TOY.build()
+    called = wrap(host)
+    optimizer = make_optimizer(called)
+    distiller = inpaint_distill.attach(called, optimizer, config=CONFIG, **arguments)
+    torch.manual_seed(3)
+    losses = train(TOY, called, optimizer, batches(steps), distiller)
+    teacher = distiller._teacher.state()[0]
+    terms = dict(distiller._terms.state_dict())
+    plan = distiller.plan
+    distiller.detach()
+    return plan, (losses, dict(host.state_dict()), teacher, terms, torch.get_rng_state())
+
+
+@pytest.fixture(scope="module")
+def bare():
+    return run(lambda host: host)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapped_host_is_planned_and_trains_as_the_bare_one_bit_for_bit(alone, bare, wrap):
+    plan, found = run(wrap)
+    assert [stage.label for stage in plan.stages] == STAGES
+    assert plan == bare[0]
+    assert same(found, bare[1])
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_what_was_attached_to_is_given_back_without_a_hook(alone, wrap):
+    called = wrap(TOY.build())
+    image, mask = batch()
+    TOY.call(called, image, mask)  # whatever a wrapper builds in its first forward is there
+    optimizer = make_optimizer(called)
+    before = hooks(called)
+    distiller = inpaint_distill.attach(called, optimizer, config=CONFIG)
+    train(TOY, called, optimizer, batches(2), distiller)
+    assert hooks(called) != before
+    assert distiller.detach() is called
+    assert hooks(called) == before
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def hooks(called):
+    """Count every kind of hook on every module of a tree."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {name: [len(vars(part)[kind]) for kind in kinds] for name, part in called.named_modules()}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapped_host_can_be_planned_from_an_image_and_its_stages_named(alone, wrap):
+    called = wrap(TOY.build())
+    image, mask = batch()
+    before = hooks(called)
+    plan = inpaint_distill.plan(called, image, mask, stages=["enc?"])
+    assert [stage.label for stage in plan.stages] == STAGES
+    assert plan.host == "Plain"
+    assert hooks(called) == before
+    distiller = inpaint_distill.attach(called, image=image, mask=mask, stages=["enc?"], config=CONFIG)
+    TOY.call(called, image, mask)
+    assert distiller.loss(image, mask) > 0
+    assert distiller.detach() is called
+    assert hooks(called) == before
+
+
+def test_the_host_inside_may_be_called_too():
+    host = TOY.build()
+    called = nn.DataParallel(host)
+    distiller = inpaint_distill.attach(host, make_optimizer(called), config=CONFIG)
+    image, mask = batch()
+    TOY.call(called, image, mask)
+    assert distiller.loss(image, mask) > 0
+    assert distiller.detach() is host
+
+
+@pytest.mark.parametrize("option", ["completion", "fusion"])
+def test_blocks_are_to_be_injected_before_ddp_lists_the_parameters(alone, option):
+    host = distributed(TOY.build())
+    before = footprint(host)
+    image, mask = batch()
+    with pytest.raises(PlanError, match="DistributedDataParallel(.|\n)*attach before wrapping"):
+        inpaint_distill.attach(host, make_optimizer(host), image=image, mask=mask, config={option: True})
+    if option == "completion":
+        with pytest.raises(PlanError, match="attach before wrapping"):
+            inpaint_distill.attach(host, make_optimizer(host), completion=True)
+    assert footprint(host) == before
+
+
+# -- wrappers around parts of a host -----------------------------------------------------------------------------------
+
+
+def checkpointed(*names, **options):
+    host = TOY.build()
+    for name in names or STAGES:
+        setattr(host, name, checkpoint_wrapper(getattr(host, name), **options))
+    return host
+
+
+@pytest.mark.parametrize("names", [("enc1",), ("enc0", "enc1", "enc2")], ids=["one", "all"])
+@pytest.mark.parametrize("stages", [None, STAGES], ids=["found", "named"])
+def test_a_host_with_checkpointed_stages_trains_as_one_without(bare, names, stages):
+    host = checkpointed(*names)
+    optimizer = make_optimizer(host)
+    before = footprint(host)
+    distiller = inpaint_distill.attach(host, optimizer, stages=stages, config=CONFIG)
+    torch.manual_seed(3)
+    losses = train(TOY, host, optimizer, batches(3), distiller)
+    assert [plain_name(stage.name) for stage in distiller.plan.stages] == STAGES
+    assert same(losses, bare[1][0])
+    trained = {plain_name(name): value for name, value in host.state_dict().items()}
+    assert same(trained, bare[1][1])
+    assert distiller.detach() is host
+    assert footprint(host) == before
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["enc[01]", "enc1", type(TOY.build().enc1)],
+    ids=["glob", "name", "class"],
+)
+def test_a_checkpointed_stage_is_tapped_once_whichever_way_it_is_named(target):
+    host = checkpointed("enc1")
+    image, mask = batch()
+    plan = inpaint_distill.plan(host, image, mask, stages=[target])
+    names = [plain_name(stage.name) for stage in plan.stages if stage.name.startswith("enc")]
+    assert names.count("enc1") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("enc.0", "enc.0"),
+        ("_orig_mod.enc.0", "enc.0"),
+        ("enc._checkpoint_wrapped_module.0", "enc.0"),
+        ("_fsdp_wrapped_module.enc.0._fsdp_wrapped_module._checkpoint_wrapped_module.weight", "enc.0.weight"),
+        ("_orig_mod", ""),
+        ("enc_orig_mod.0", "enc_orig_mod.0"),
+        ("", ""),
+    ],
+)
+def test_a_name_is_read_without_its_wrappers(name, expected):
+    assert plain_name(name) == expected
+
+
+def test_unwrapping_ends_at_the_module_that_was_written():
+    host = TOY.build()
+    assert unwrap(host) is host
+    assert unwrap(nn.DataParallel(host)) is host
+    assert unwrap(compiled(nn.DataParallel(compiled(host)))) is host
+    kept = checkpoint_wrapper(host)  # runs the host in its own way
+    assert unwrap(nn.DataParallel(kept)) is kept
+
+
+# -- knowing a family behind a wrapper ---------------------------------------------------------------------------------
+
+
+class Family(Adapter):
+    """Knows the zoo's plain network."""
+
+    name = "plain"
+    variants = (Variant(source="tests", kind="Plain", has=("enc0", "up"), convention=Convention("image+hole")),)
+
+
+class Sharded:
+    """Stands for ``FSDPModule``, which ``fully_shard`` puts before the class of the host."""
+
+
+def fully_shard(host):
+    """Do what FSDP2 does to a module's class."""
+    kind = type(host)
+    host.__class__ = type(f"FSDP{kind.__name__}", (Sharded, kind), {})
+    return host
+
+
+KNOWN = {**WRAPPERS, "fully_shard": fully_shard, "DDP of fully_shard": lambda host: distributed(fully_shard(host))}
+
+
+@pytest.mark.parametrize("wrap", KNOWN.values(), ids=KNOWN)
+def test_a_family_is_recognised_behind_every_wrapper(alone, wrap):
+    family = Family()
+    assert family.matches(wrap(TOY.build()))
+    assert not family.matches(wrap(ZOO["masks_itself"].build().up))
+
+
+def test_a_class_that_fully_shard_changed_is_known_by_its_bases_and_its_modules():
+    (variant,) = Family.variants
+    host = fully_shard(TOY.build())
+    assert type(host).__name__ == "FSDPPlain"
+    assert variant.matches(host)
+    assert not variant.matches(fully_shard(nn.Conv2d(1, 1, 1)))
+    del host.up
+    assert not variant.matches(host)
+    image, mask = batch()
+    host = fully_shard(TOY.build())
+    plan = inpaint_distill.plan(host, image, mask, adapter=Family())
+    assert [stage.label for stage in plan.stages] == STAGES
+    assert plan.call == "adapter 'plain'"
+
+
+def test_an_adapter_of_ours_is_found_behind_a_wrapper(alone):
+    host = adapters.get("partial-conv").build(width=8, levels=3)
+    for wrap in WRAPPERS.values():
+        assert adapters.find(wrap(host)).name == "partial-conv"
+
+
