@@ -12,6 +12,7 @@ from inpaint_distill.companion import check_optimizer
 from inpaint_distill.config import Config, from_dict, to_dict
 from inpaint_distill.distiller import Distiller
 from inpaint_distill.errors import ConfigError, PlanError
+from inpaint_distill.inputs import check_host
 from inpaint_distill.plan import Wanted, choose_adapter
 from inpaint_distill.teachers.choose import make_teacher
 
@@ -71,7 +72,7 @@ def attach(
         OptimizerError: ``optimizer`` holds none of the host's parameters.
         PlanError: No stages are found, or a name does not fit.
     """
-    _check_host(host)
+    check_host(host)
     for name, value in (("stages", stages), ("attention", attention)):
         if isinstance(value, str):
             raise ConfigError(f"{name}={value!r}", "one name", f"give a list of names in order: [{value!r}, ...]")
@@ -118,16 +119,3 @@ def attach(
         distiller.undo()
         raise
     return distiller
-
-
-def _check_host(host: Any) -> None:
-    """Refuse what cannot be watched."""
-    if not isinstance(host, nn.Module):
-        raise ConfigError("a host to attach to", f"a {type(host).__name__}", "give the inpainting model, an nn.Module")
-    if isinstance(host, torch.jit.ScriptModule):
-        found = "a TorchScript module, whose layers cannot be watched"
-        raise PlanError("a host to attach to", found, "give the nn.Module it was made from")
-    if any(nn.parameter.is_lazy(tensor) for tensor in (*host.parameters(), *host.buffers())):
-        raise PlanError(
-            "a host to attach to", "Lazy modules without parameters yet", "run the host once before attach()"
-        )

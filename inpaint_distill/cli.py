@@ -182,11 +182,13 @@ def _plan(parsed: argparse.Namespace) -> int:
 
     host = _build(parsed.host, parsed.kwargs)
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(2, 3, parsed.size, parsed.size, generator=generator) * 2 - 1
+    adapter = adapters.find(host)
+    channels = 4 if adapter is not None and adapter.takes_latents(host) else 3
+    image = torch.rand(2, channels, parsed.size, parsed.size, generator=generator) * 2 - 1
     mask = torch.zeros(2, 1, parsed.size, parsed.size)
     quarter = parsed.size // 4
     mask[:, :, quarter : 3 * quarter, quarter : 3 * quarter] = 1
-    if adapters.find(host) is not None:
+    if adapter is not None:
         print(plan(host, image, mask, stages=parsed.stages, attention=parsed.attention))
         return 0
     try:

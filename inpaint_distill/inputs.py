@@ -6,16 +6,35 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from inpaint_distill.errors import InputError
+from inpaint_distill.errors import ConfigError, InputError, PlanError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["check_complete", "check_shapes", "check_values"]
+__all__ = ["check_complete", "check_host", "check_shapes", "check_values"]
 
 _FLAT = 64  # values: a smaller hole may be flat by chance
 _SLACK = 0.05  # resampling and augmentation overshoot a little
+
+
+def check_host(host: Any) -> None:
+    """Refuse what cannot be watched, or copied for a teacher.
+
+    Raises:
+        ConfigError: It is no module.
+        PlanError: It is TorchScript, in whole or in part, or has no parameters yet.
+    """
+    asked = "a host to attach to"
+    if not isinstance(host, nn.Module):
+        raise ConfigError(asked, f"a {type(host).__name__}", "give the inpainting model, an nn.Module")
+    for name, part in host.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            found = f"a TorchScript module{f' at {name!r}' if name else ''}, which can be neither watched nor copied"
+            raise PlanError(asked, found, "give the nn.Module that it was made from")
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*host.parameters(), *host.buffers())):
+        raise PlanError(asked, "Lazy modules without parameters yet", "run the host once before attach()")
 
 
 def check_shapes(image: Any, mask: Any, *, latent: bool = False) -> None:

@@ -13,14 +13,14 @@ from inpaint_distill.host.adapter import Adapter
 from inpaint_distill.host.attention_choice import choose_attention, named_attention
 from inpaint_distill.host.attention_discovery import find_attention
 from inpaint_distill.host.conventions import find_convention
-from inpaint_distill.host.discovery import choose_encoder, find_encoders
+from inpaint_distill.host.discovery import choose_encoder, decoder_begins, find_encoders
 from inpaint_distill.host.guard import module_device
 from inpaint_distill.host.named_stages import named_stages
 from inpaint_distill.host.stage import token_grid
 from inpaint_distill.host.trace import trace_call, trace_sizes
 from inpaint_distill.host.tree import format_path
 from inpaint_distill.host.wrappers import unwrap
-from inpaint_distill.inputs import check_shapes, check_values
+from inpaint_distill.inputs import check_host, check_shapes, check_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -200,6 +200,7 @@ def plan(
         InputError: Image or mask are not what they should be.
         PlanError: The host does not run, no stages are found, or a name does not fit.
     """
+    check_host(host)
     host = unwrap(host)
     return plan_images(host, image, mask, Wanted.of(host, choose_adapter(host, adapter), stages, attention))
 
@@ -239,20 +240,20 @@ def plan_images(host: nn.Module, image: Tensor, mask: Tensor, wanted: Wanted) ->
 def _plan(host: nn.Module, trace: Trace, wanted: Wanted, call: str) -> Plan:
     encoders: tuple[tuple[Stage, ...], ...] = ()
     deeper: tuple[Stage, ...] = ()
-    before = None
     if wanted.stages:
         stages, reason = named_stages(trace, wanted.stages), wanted.source
+        end = decoder_begins(trace, stages)
     else:
         found = find_encoders(trace)
         chosen, reason = choose_encoder(found)
         encoders = tuple(each.stages for each in found)
-        stages, deeper = found[chosen].stages, found[chosen].deeper
-        before = {(event.name, event.call) for event in trace.events if event.end <= found[chosen].end}
+        stages, deeper, end = found[chosen].stages, found[chosen].deeper, found[chosen].end
     sites: tuple[AttentionSite, ...] = ()
     candidates: tuple[AttentionCandidate, ...] = ()
     if wanted.taps_attention:
         candidates = tuple(find_attention(host, trace.run, trace.image_size))
         if wanted.attention is None:
+            before = {(event.name, event.call) for event in trace.events if event.end <= end}
             sites = choose_attention(candidates, before)
         else:
             sites = named_attention(candidates, wanted.attention, trace.modules)

@@ -30,7 +30,7 @@ class DiffusersLatentAdapter(PackageAdapter):
     """Adapt the U-Net of latent inpainting (Rombach et al., CVPR 2022).
 
     It takes nine channels: the noisy latents of the complete image, the hole, and the latents of the emptied image. Its
-    output is the noise. In a dry run there is none, the time is 0, and the text is empty.
+    output is the noise. In a dry run there is none, the time is 0, and the text says nothing.
     """
 
     name: ClassVar[str] = "diffusers-inpainting-unet"
@@ -79,7 +79,9 @@ def _conditions(host: Any, latents: Tensor) -> HostCall:
     width = config.encoder_hid_dim or config.cross_attention_dim
     if not isinstance(width, int):  # one for each level; the text is the same
         width = width[0]
-    more: dict[str, Any] = {"encoder_hidden_states": latents.new_zeros(images, _TOKENS, width)}
+    # A ramp: between words that are all alike there is nothing to attend to.
+    text = torch.linspace(-1, 1, _TOKENS * width, dtype=latents.dtype, device=latents.device).view(1, _TOKENS, width)
+    more: dict[str, Any] = {"encoder_hidden_states": text.expand(images, -1, -1)}
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         added = {"text_embeds": latents.new_zeros(images, pooled), "time_ids": latents.new_zeros(images, 6)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import defaultdict
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,9 @@ class _ModuleTap:
         entering = entering_of(args, kwargs)
         if is_mha(module):
             # A checkpoint counts what is saved in it, and its second run will find no tap.
-            with saved_tensors_hooks(_same, _same):
+            with ExitStack() as stack:
+                with suppress(RuntimeError):  # disabled in a look-ahead, through which no checkpoint goes
+                    stack.enter_context(saved_tensors_hooks(_same, _same))
                 projected = read_mha(module, *args, **kwargs)
             projected.remember(logits=False)
             entering = projected.entering

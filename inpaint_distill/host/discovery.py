@@ -8,6 +8,7 @@ kind, before dilated ones, residual trunks, attention and decoders.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.host.trace import Event, Trace
 
-__all__ = ["Encoder", "choose_encoder", "find_encoders"]
+__all__ = ["Encoder", "choose_encoder", "decoder_begins", "find_encoders"]
 
 _ATTENTION = re.compile(r"attn|attention|^att\d*$", re.IGNORECASE)
 
@@ -80,6 +81,15 @@ def choose_encoder(encoders: Sequence[Encoder]) -> tuple[int, str]:
         f"of the {len(equal)} with {levels} levels the last to run" if len(equal) > 1 else f"the most levels, {levels}"
     )
     return chosen, f"encoder {chosen + 1} of {len(encoders)}: {why}"
+
+
+def decoder_begins(trace: Trace, stages: Sequence[Stage]) -> int:
+    """Return the position in the forward at which the resolution rises after the last of some named stages."""
+    named = {(stage.name, stage.call) for stage in stages}
+    last = max(event.end for event in trace.events if (event.name, event.call) in named)
+    with suppress(PlanError):
+        return next((encoder.end for encoder in find_encoders(trace) if encoder.end >= last), last)
+    return last
 
 
 def _candidates(trace: Trace, *, inside_blocks: bool) -> list[Map]:
@@ -160,7 +170,11 @@ def _encoder(run: list[Map], trace: Trace) -> Encoder:
     stages = [_nameable(found, trace).stage(trace.image_size) for found in (*above, bottom[end])]
     rest = bottom[end + 1 :]
     later = [
-        found for found in rest if not found.event.leaf and not any(_inside(found.event, other.event) for other in rest)
+        found
+        for found in rest
+        if not found.event.leaf
+        and not any(_inside(found.event, other.event) for other in rest)
+        and (not found.identity or found.identity != bottom[end].identity)
     ]
     deeper = dict.fromkeys(_nameable(found, trace).stage(trace.image_size) for found in later)
     return Encoder(tuple(stages), tuple(each for each in deeper if each not in stages), run[-1].event.end)

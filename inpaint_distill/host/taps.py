@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import defaultdict
 from contextlib import nullcontext
@@ -154,9 +155,11 @@ class FeatureTaps:
         missing = [stage.label for index, stage in enumerate(self.stages) if index not in kept]
         if missing:
             found = "the forward ended without it: the module was skipped, bypassed or called fewer times than planned"
-            raise CaptureError(
-                f"a feature of {', '.join(missing)}", found, "tap another module: attach(..., stages=[...])"
-            )
+            fix = "tap another module: attach(..., stages=[...])"
+            if "torch._dynamo" in sys.modules:
+                found += ", or the host was compiled before the taps were put on it"
+                fix += "; after compiling, call torch.compiler.reset() once the distiller is attached"
+            raise CaptureError(f"a feature of {', '.join(missing)}", found, fix)
         for index, (feature, version) in kept.items():
             if feature._version != version:
                 label = self.stages[index].label

@@ -35,12 +35,19 @@ def match(target: Target, names: Iterable[str], modules: Mapping[str, nn.Module]
     if isinstance(target, str):
         if target in names:
             return [target]
-        return [name for name in names if any(fnmatch.fnmatchcase(each, target) for each in (name, plain_name(name)))]
-    if isinstance(target, re.Pattern):
-        return [name for name in names if target.fullmatch(name) or target.fullmatch(plain_name(name))]
-    if isinstance(target, type):
-        return [name for name in names if isinstance(modules.get(name), target)]
-    return [name for name in names if name in modules and target(name, modules[name])]
+        found = [name for name in names if any(fnmatch.fnmatchcase(each, target) for each in (name, plain_name(name)))]
+    elif isinstance(target, re.Pattern):
+        found = [name for name in names if target.fullmatch(name) or target.fullmatch(plain_name(name))]
+    elif isinstance(target, type):
+        found = [name for name in names if isinstance(modules.get(name), target)]
+    else:
+        found = [name for name in names if name in modules and target(name, modules[name])]
+    # Of a wrapper and what it holds, which put out the same, the wrapper.
+    outermost: dict[str, str] = {}
+    for name in found:
+        plain = plain_name(name)
+        outermost[plain] = min(name, outermost.get(plain, name), key=len)
+    return list(outermost.values())
 
 
 def format_target(target: Target) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from inpaint_distill.errors import ConfigError
+from inpaint_distill.errors import ConfigError, ReplayError
 from inpaint_distill.host.guard import untouched
 from inpaint_distill.host.outputs import restored_images
 from inpaint_distill.host.watch import Views, Watch
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from inpaint_distill.lookahead.problem import Parameters
     from inpaint_distill.losses.term import Term
 
-__all__ = ["Batch", "HostProblem", "InpaintingLoss", "hole_weighted_l1"]
+__all__ = ["Batch", "HostProblem", "InpaintingLoss", "hole_weighted_l1", "recomputed"]
 
 InpaintingLoss: TypeAlias = "Callable[[Any, Tensor, Tensor], Tensor]"
 """``loss(output, image, mask)``: the host's output, and the complete image and the mask as given to ``loss()``."""
 
 _HOLE_WEIGHT = 6.0  # of a hole pixel against a known one, as in the partial convolution paper
+_RECOMPUTED = "stages that run again in backward, by gradient checkpointing"
 _FIX = "give attach(inpainting_loss=...) a function of the host's output, the image and the mask"
 
 
@@ -87,7 +88,19 @@ class _Call(nn.Module):
         self.host = host
 
     def forward(self, call: HostCall) -> Any:
-        return call.run(self.host)
+        # What gradient checkpointing runs again in backward would have the host's own weights, without a word.
+        try:
+            with torch.autograd.graph.disable_saved_tensors_hooks(_RECOMPUTED):
+                return call.run(self.host)
+        except RuntimeError as error:
+            if _RECOMPUTED not in str(error):
+                raise
+            raise recomputed() from None
+
+
+def recomputed() -> ReplayError:
+    """Say that a look-ahead cannot go through gradient checkpointing."""
+    return ReplayError("a forward that keeps what its backward needs", _RECOMPUTED, "train without it")
 
 
 class HostProblem:

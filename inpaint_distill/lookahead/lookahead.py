@@ -12,7 +12,7 @@ import torch
 from inpaint_distill.errors import LookaheadWarning, ReplayError
 from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.lookahead.finite_difference import finite_difference
-from inpaint_distill.lookahead.host_problem import Batch
+from inpaint_distill.lookahead.host_problem import Batch, recomputed
 from inpaint_distill.lookahead.unroll import lacks_double_backward, unroll
 
 if TYPE_CHECKING:
@@ -101,6 +101,11 @@ class Lookahead:
                 self.objective, gradient = self._gradient(problem, theta)
             except ReplayError as error:
                 self.give_up(error)
+                return
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+                self.give_up(recomputed())
                 return
         self._step(gradient)
 

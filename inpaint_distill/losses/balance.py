@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from inpaint_distill.errors import CaptureError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -107,7 +109,16 @@ class Observation:
         for name, term in terms.items():
             places = [place for place in edges if place[0] == looks_at[name]]
             wanted = [edges[place] for place in places]
-            gradients = torch.autograd.grad(term, wanted, retain_graph=True, allow_unused=True)
+            try:
+                gradients = torch.autograd.grad(term, wanted, retain_graph=True, allow_unused=True)
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+                raise CaptureError(
+                    f"the gradient of term {name!r} at the tapped features, to balance it",
+                    "reentrant gradient checkpointing between them, which allows none",
+                    "checkpoint with use_reentrant=False, or set Config(balance='none')",
+                ) from None
             self.own[name] = {place: each for place, each in zip(places, gradients, strict=True) if each is not None}
         self.early = early
         self.applied = dict(applied)

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn, overrides
 
+import inpaint_distill
 from inpaint_distill.adapters.contextual_attention.adapter import ContextualAttentionAdapter
 from inpaint_distill.adapters.gated_conv.adapter import GatedConvAdapter
 from inpaint_distill.errors import PlanError
 from inpaint_distill.host.attention import AttentionSite
-from inpaint_distill.host.attention_choice import choose_attention, named_attention
+from inpaint_distill.host.attention_choice import AttentionCandidate, choose_attention, named_attention
 from inpaint_distill.host.attention_discovery import find_attention
 from inpaint_distill.host.attention_taps import AttentionTaps
 
@@ -476,3 +477,81 @@ def test_a_compiled_host_is_read_as_it_was_written():
     (candidate,) = found(compiled)
     assert candidate.usable
     assert candidate.site.name == "_orig_mod.layer"
+
+
+# -- before the decoder ------------------------------------------------------------------------------------------------
+
+
+def candidate(name, queries, call=0, *, usable=True):
+    site = AttentionSite(name=name, call=call, kind="softmax", queries=queries, keys=queries)
+    return AttentionCandidate(site, usable)
+
+
+def test_of_one_grid_a_layer_before_the_decoder_goes_before_those_of_the_decoder():
+    layers = [candidate(name, queries) for name, queries in (("a", 64), ("b", 64), ("c", 16), ("d", 64), ("e", 256))]
+
+    def chosen(*before):
+        return [site.name for site in choose_attention(layers, {(name, 0) for name in before})]
+
+    assert [site.name for site in choose_attention(layers)] == ["c", "d", "e"]
+    assert chosen("a", "b", "c") == ["b", "c", "e"]
+    assert chosen("a") == ["a", "c", "e"]
+    assert chosen() == ["c", "d", "e"]
+
+
+def test_a_layer_before_the_decoder_that_cannot_be_used_makes_room_for_a_later_one():
+    layers = [candidate("early", 64, usable=False), candidate("late", 64)]
+    assert [site.name for site in choose_attention(layers, {("early", 0)})] == ["late"]
+
+
+def test_calls_of_one_layer_before_and_in_the_decoder_are_told_apart():
+    layers = [candidate("shared", 64), candidate("shared", 64, call=1)]
+    assert [site.call for site in choose_attention(layers, {("shared", 0)})] == [0]
+    assert [site.call for site in choose_attention(layers)] == [1]
+
+
+class AttentiveUNet(nn.Module):
+    """Attends at two resolutions on the way down, and at the same ones on the way up."""
+
+    def __init__(self, down=True):
+        super().__init__()
+        weigh = KINDS["softmax"][0]
+        self.one, self.two, self.three = nn.Conv2d(4, 8, 3, 1, 1), nn.Conv2d(8, 8, 2, 2), nn.Conv2d(8, 8, 2, 2)
+        self.down = Attention(weigh) if down else nn.Identity()
+        self.bottom, self.up = Attention(weigh), Attention(weigh)
+        self.out = nn.ConvTranspose2d(8, 3, 2, 2)
+
+    def forward(self, x):
+        x = self.down(self.two(self.one(x)))
+        x = self.bottom(self.three(x))
+        return self.out(self.up(F.interpolate(x, scale_factor=2)))
+
+
+@pytest.mark.parametrize(("down", "expected"), [(True, ["down", "bottom"]), (False, ["bottom", "up"])])
+def test_a_plan_taps_attention_of_the_encoder_and_that_of_the_decoder_only_where_there_is_no_other(down, expected):
+    image, mask = batch()
+    plan = inpaint_distill.plan(AttentiveUNet(down), image, mask)
+    assert [site.name for site in plan.attention] == expected
+    assert len(plan.candidates) == 2 + down
+    assert ("attention not tapped: up" in str(plan)) is down
+
+
+def test_the_stages_of_a_plan_given_back_by_name_tap_the_same_attention():
+    image, mask = batch()
+    found = inpaint_distill.plan(AttentiveUNet(), image, mask)
+    again = inpaint_distill.plan(AttentiveUNet(), image, mask, stages=found.stages)
+    assert again.stages == found.stages
+    assert again.attention == found.attention
+
+
+def test_a_teacher_s_forward_ends_before_the_decoder_where_all_attention_is_before_it():
+    host = AttentiveUNet()
+    image, mask = batch()
+    distiller = inpaint_distill.attach(host, image=image, mask=mask, config={"warmup": 0, "balance": "none"})
+    ran = []
+    teacher = distiller._teacher.module
+    for name in ("bottom", "up"):
+        getattr(teacher, name).register_forward_pre_hook(lambda module, args, name=name: ran.append(name))
+    host(torch.cat([image * (1 - mask), mask], 1))
+    assert distiller.loss(image, mask) > 0
+    assert ran == ["bottom"]

@@ -1,14 +1,18 @@
 """The teacher's call is the host's own call with the complete image and an empty hole, whatever the convention."""
 
+import copy
+
 import pytest
 import torch
-from hosts import ZOO, ZOO_NAMES, batch
+from hosts import ZOO, ZOO_NAMES, batch, same
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+import inpaint_distill
 from inpaint_distill.errors import ReplayError
+from inpaint_distill.host.adapter import Adapter
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.replay import derive_recipe
 
@@ -300,3 +304,233 @@ def test_a_recipe_describes_what_each_argument_carries():
     call = HostCall((torch.cat([image * (1 - mask), torch.ones_like(mask), mask], 1), mask))
     text = derive_recipe(Named(), call, image, mask).describe()
     assert text == "argument 'picture': 3 image + 1 constant + 1 mask; argument 'condition': 1 mask"
+
+
+# -- random numbers ----------------------------------------------------------------------------------------------------
+
+
+class Drawing(nn.Module):
+    """Its features depend on random numbers alone, not on the image: both networks should see the same."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+        self.first, self.second = nn.Conv2d(1, 8, 1), nn.Conv2d(8, 12, 2, 2)
+        self.up = nn.ConvTranspose2d(12, 3, 2, 2)
+
+    def forward(self, x):
+        blank = torch.zeros_like(x[:, :1]) * x[:, :1]
+        first = self.first(self.draw(blank + 1))
+        return self.up(self.second(self.draw(first))) + x[:, :3]
+
+
+DRAWS = {
+    "dropout": lambda x: F.dropout(x, 0.4, training=True),
+    "noise": lambda x: x + torch.randn(x.shape),
+    "choice": lambda x: x * torch.randint(1, 9, (1,)) + torch.rand_like(x),
+    "bernoulli": lambda x: x * torch.bernoulli(torch.full_like(x, 0.5)),
+}
+FIXED = {"warmup": 0, "balance": "none", "predictor": False, "self": {"weight": 0.0}, "lookahead": {"engine": "off"}}
+
+
+def views_of(distiller):
+    """Note the views of the teacher and those of the host, loss by loss."""
+    seen, compute = [], distiller._terms.forward
+
+    def forward(student, teacher, *rest):
+        seen.append((student, teacher))
+        return compute(student, teacher, *rest)
+
+    distiller._terms.forward = forward
+    return seen
+
+
+def step(host, optimizer, distiller, seed, weight=1.0):
+    image, mask = batch(seed)
+    loss = (host(torch.cat([image * (1 - mask), mask], 1)) - image).abs().mean()
+    if distiller is not None:
+        loss = loss + weight * distiller.loss(image, mask)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["first forward", "image and mask"])
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_teacher_and_host_draw_the_same_numbers(draw, early):
+    host = Drawing(draw)
+    optimizer = torch.optim.SGD(host.parameters(), 0.0)  # the average stays the host
+    image, mask = batch()
+    given = {"image": image, "mask": mask} if early else {}
+    distiller = inpaint_distill.attach(host, optimizer, config=FIXED, **given)
+    seen = []
+    for seed in range(3):
+        if distiller.plan is not None and not seen:
+            seen = views_of(distiller)
+        step(host, optimizer, distiller, seed)
+    assert distiller.plan.draws
+    assert len(seen) >= 2
+    for student, teacher in seen:
+        assert len(student.features) == 2
+        for own, other in zip(student.features, teacher.features, strict=True):
+            assert torch.equal(own, other)
+    assert not torch.equal(seen[0][0].features[0], seen[1][0].features[0])  # and new ones at every step
+    assert distiller.log["cross"] == 0
+
+
+def test_the_numbers_are_those_of_the_hosts_forward_whatever_is_drawn_before_the_loss():
+    host = Drawing(DRAWS["noise"])
+    distiller = inpaint_distill.attach(host, config=FIXED, image=batch()[0], mask=batch()[1])
+    seen = views_of(distiller)
+    image, mask = batch(1)
+    host(torch.cat([image * (1 - mask), mask], 1))
+    torch.randn(17)  # the user's own loss draws, too
+    distiller.loss(image, mask)
+    ((student, teacher),) = seen
+    assert torch.equal(student.features[0], teacher.features[0])
+
+
+@pytest.mark.parametrize("name", ["concatenated", "batch_norm", "recurrent"])
+def test_a_host_that_draws_nothing_does_not_pay_for_the_state(name, monkeypatch):
+    toy = ZOO[name]
+    host = toy.build()
+    image, mask = batch()
+    distiller = inpaint_distill.attach(host, config=FIXED)
+    toy.call(host, image, mask)
+    distiller.loss(image, mask)
+    assert not distiller.plan.draws
+
+    def refuse(device):
+        raise AssertionError("the random state was read")
+
+    monkeypatch.setattr("inpaint_distill.distiller.RandomState.now", refuse)
+    toy.call(host, image, mask)
+    assert distiller.loss(image, mask) > 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_dropout_that_is_off_draws_nothing(training):
+    host = Drawing(nn.Dropout(0.4)).train(training)
+    image, mask = batch()
+    plan = inpaint_distill.plan(host, image, mask)
+    assert plan.draws is training
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_the_users_random_stream_is_that_of_a_training_without_distillation(draw):
+    weights = {key: {"weight": 0.0} for key in ("cross", "self", "attention")}
+    runs = []
+    for config in (None, FIXED | weights, FIXED):
+        torch.manual_seed(5)
+        host = Drawing(draw)
+        optimizer = torch.optim.SGD(host.parameters(), 0.05)
+        distiller = None if config is None else inpaint_distill.attach(host, optimizer, config=config)
+        drawn = []
+        for seed in range(3):
+            step(host, optimizer, distiller, seed)
+            drawn.append(torch.rand(3))  # augmentation
+        runs.append((drawn, host.state_dict()))
+    assert same(runs[0], runs[1])
+    assert same(runs[0][0], runs[2][0])
+    assert not same(runs[0][1], runs[2][1])
+
+
+# -- hosts whose call does not carry the mask --------------------------------------------------------------------------
+
+
+class SetMask(nn.Module):
+    """Takes its mask by a method."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = ZOO["concatenated"].build()
+        self.mask = None
+
+    def set_mask(self, mask):
+        self.mask = mask
+
+    def forward(self, image):
+        return self.inner(image * (1 - self.mask), self.mask)
+
+
+class Setting(Adapter):
+    """Sets it."""
+
+    name = "setting"
+    replayable = False
+
+    def outputs(self, host, image, hole):
+        host.set_mask(hole)
+        return (host(image),)
+
+
+def set_and_step(host, optimizer, distiller, seed, count=2):
+    image, mask = batch(seed, count=count)
+    host.set_mask(mask)
+    loss = (host(image) - image).abs().mean() + distiller.loss(image, mask)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def start_setting(**config):
+    host = SetMask()
+    optimizer = torch.optim.AdamW(host.parameters(), 1e-3)
+    return host, optimizer, inpaint_distill.attach(host, optimizer, adapter=Setting(), config=config)
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (3, 2), (2, 3)], ids=["even", "smaller last", "larger last"])
+@pytest.mark.parametrize("engine", ["finite_difference", "unroll"])
+def test_a_look_ahead_shows_a_host_each_batch_with_its_own_mask(counts, engine):
+    host, optimizer, distiller = start_setting(warmup=0, lookahead={"every": 2, "engine": engine})
+    seen = []
+
+    def note(module, args):
+        seen.append((args[0].detach().clone(), module.mask.clone()))
+
+    for seed, count in enumerate(counts):
+        if seed == 1:
+            optimizer.register_step_pre_hook(lambda *_: seen.clear())
+            host.register_forward_pre_hook(note)
+        set_and_step(host, optimizer, distiller, seed, count)
+    pairs = [batch(seed, count=count) for seed, count in enumerate(counts)]
+    met = [False, False]
+    assert seen
+    for image, mask in seen:
+        (which,) = [index for index, (own, _) in enumerate(pairs) if torch.equal(own, image)]
+        # The host sees the mask of the batch; its teacher, the whole image.
+        assert torch.equal(mask, pairs[which][1])
+        met[which] = True
+    assert met == [True, True]
+    assert torch.equal(host.mask, pairs[1][1])  # what the user set is still set
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("early", [True, False], ids=["loaded before", "loaded after"])
+def test_a_run_of_such_a_host_is_resumed_bit_for_bit(tmp_path, at, early):
+    settings = {"warmup": 2, "lookahead": {"every": 2}, "balance_every": 2, "ema_decay": 0.9}
+    torch.manual_seed(7)
+    host, optimizer, distiller = start_setting(**settings)
+    for seed in range(at):
+        set_and_step(host, optimizer, distiller, seed)
+    distiller.save(tmp_path / "state")
+    saved = copy.deepcopy((host.state_dict(), optimizer.state_dict()))
+    losses = [set_and_step(host, optimizer, distiller, seed) for seed in range(at, 6)]
+    through = (losses, dict(host.state_dict()), dict(distiller._terms.state_dict()), distiller._teacher.state()[0])
+
+    torch.manual_seed(99)
+    host, optimizer, distiller = start_setting(**settings)
+    host.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    if early:
+        distiller.load(tmp_path / "state")
+    else:
+        image, mask = batch()
+        host.set_mask(mask)
+        host(image)
+        distiller.load(tmp_path / "state")
+    losses = [set_and_step(host, optimizer, distiller, seed) for seed in range(at, 6)]
+    resumed = (losses, dict(host.state_dict()), dict(distiller._terms.state_dict()), distiller._teacher.state()[0])
+    assert same(through, resumed)

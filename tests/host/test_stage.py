@@ -61,9 +61,7 @@ def test_what_is_written_is_read_again_and_everything_else_stays(wrap, size):
 @given(batch_size=st.integers(1, 3), channels=st.lists(st.integers(1, 6), min_size=2, max_size=4), last=st.booleans())
 def test_tensors_that_are_concatenated_are_split_again(batch_size, channels, last):
     parts = [torch.randn(batch_size, 3, 5, c) if last else torch.randn(batch_size, c, 3, 5) for c in channels]
-    stage = Stage(
-        name="m", select=tuple((index, 0) for index in range(len(parts))), layout="NHWC" if last else "NCHW"
-    )
+    stage = Stage(name="m", select=tuple((index, 0) for index in range(len(parts))), layout="NHWC" if last else "NCHW")
     output = [(part, "beside") for part in parts]
     feature = stage.read(output)
     assert torch.equal(feature, torch.cat(parts, 3 if last else 1))
@@ -100,7 +98,7 @@ def test_a_function_may_choose_the_tensor_and_writing_finds_it_again():
 
 @given(size=sizes)
 def test_a_map_goes_back_to_the_layout_it_came_from(size):
-    count, channels, height, width = size
+    height, width = size[2:]
     image_size = (height * 4, width * 4)
     maps = torch.randn(size)
     last = Stage(name="m", layout="NHWC")
@@ -187,7 +185,13 @@ def test_what_is_not_there_is_named(select, output, missing):
 
 @pytest.mark.parametrize(
     ("size", "image_size", "level"),
-    [((32, 48), (32, 48), 0), ((8, 12), (32, 48), 2), ((2, 3), (32, 48), 4), ((6, 6), (32, 48), None), ((0, 1), (8, 8), None)],
+    [
+        ((32, 48), (32, 48), 0),
+        ((8, 12), (32, 48), 2),
+        ((2, 3), (32, 48), 4),
+        ((6, 6), (32, 48), None),
+        ((0, 1), (8, 8), None),
+    ],
 )
 def test_the_level_of_a_map_is_its_number_of_halvings(size, image_size, level):
     assert level_of(size, image_size) == level

@@ -85,7 +85,9 @@ def test_a_host_trains_the_same_whichever_way_its_stages_are_named(name, by_name
 # -- the matching itself -----------------------------------------------------------------------------------------------
 
 NAMES = ["enc.0", "enc.1", "enc.10", "dec.0", "head"]
-MODULES = dict(zip(NAMES, [nn.Conv2d(1, 1, 1), nn.ReLU(), Level(1, 1), nn.Conv2d(1, 1, 1), nn.Linear(1, 1)], strict=True))
+MODULES = dict(
+    zip(NAMES, [nn.Conv2d(1, 1, 1), nn.ReLU(), Level(1, 1), nn.Conv2d(1, 1, 1), nn.Linear(1, 1)], strict=True)
+)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_a_module_whose_forward_is_bypassed_is_called_so(target):
     if target == "enc1*":
         host.enc1 = nn.Conv2d(8, 12, 3, 2, 1)  # nothing inside that runs
     image, mask = batch()
-    with pytest.raises(PlanError, match="enc1 did not run in the host's forward(.|\n)*such as (enc0|enc2)"):
+    with pytest.raises(PlanError, match=r"enc1 did not run in the host's forward(.|\n)*such as (enc0|enc2)"):
         inpaint_distill.attach(host, image=image, mask=mask, stages=["enc0", target])
 
 
@@ -194,7 +196,7 @@ def test_a_stage_that_is_bypassed_later_in_training_is_named_at_that_step():
     distiller = inpaint_distill.attach(host, optimizer, stages=["enc0", "enc1", "enc2"], config=CONFIG)
     train(TOY, host, optimizer, batches(1), distiller)
     host.bypass = True
-    with pytest.raises(CaptureError, match="a feature of enc1\n(.|\n)*bypassed"):
+    with pytest.raises(CaptureError, match=r"a feature of enc1\n(.|\n)*bypassed"):
         train(TOY, host, optimizer, batches(1), distiller)
 
 
@@ -249,7 +251,7 @@ def test_attention_can_be_named_in_the_same_ways(target, expected):
 
 def test_a_class_without_attention_is_refused_by_its_name():
     image, mask = batch()
-    with pytest.raises(PlanError, match="attention Unused(.|\n)*such as mix"):
+    with pytest.raises(PlanError, match=r"attention Unused(.|\n)*such as mix"):
         inpaint_distill.attach(Attentive(), image=image, mask=mask, attention=[Unused])
 
 

@@ -3,19 +3,27 @@
 import pytest
 import torch
 from hosts import ZOO, batch, batches, footprint, make_optimizer, same, train
+from hosts.base import Down, Up
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import inpaint_distill
 from inpaint_distill import adapters
-from inpaint_distill.errors import PlanError
+from inpaint_distill.errors import CaptureError, LookaheadWarning, PlanError
 from inpaint_distill.host.adapter import Adapter, Variant
 from inpaint_distill.host.conventions import Convention
 from inpaint_distill.host.wrappers import plain_name, unwrap
+from inpaint_distill.networks.meta import meta_parameters
 
 TOY = ZOO["concatenated"]
 CONFIG = {"warmup": 0, "balance": "none", "lookahead": {"every": 2}}
 STAGES = ["enc0", "enc1", "enc2"]
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled():
+    """Forget compiled graphs: dynamo shares them among the instances of a class, whatever hooks these have."""
+    torch.compiler.reset()
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +83,6 @@ def test_a_wrapped_host_is_planned_and_trains_as_the_bare_one_bit_for_bit(alone,
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_what_was_attached_to_is_given_back_without_a_hook(alone, wrap):
     called = wrap(TOY.build())
-    image, mask = batch()
-    TOY.call(called, image, mask)  # whatever a wrapper builds in its first forward is there
     optimizer = make_optimizer(called)
     before = hooks(called)
     distiller = inpaint_distill.attach(called, optimizer, config=CONFIG)
@@ -109,6 +115,19 @@ def test_a_wrapped_host_can_be_planned_from_an_image_and_its_stages_named(alone,
     assert hooks(called) == before
 
 
+def test_a_host_that_ran_compiled_before_says_so_and_how_to_go_on():
+    called = compiled(TOY.build())
+    image, mask = batch()
+    TOY.call(called, image, mask)
+    distiller = inpaint_distill.attach(called, config=CONFIG)
+    TOY.call(called, image, mask)
+    with pytest.raises(CaptureError, match=r"compiled before(.|\n)*torch.compiler.reset"):
+        distiller.loss(image, mask)
+    torch.compiler.reset()
+    TOY.call(called, image, mask)
+    assert distiller.loss(image, mask) > 0
+
+
 def test_the_host_inside_may_be_called_too():
     host = TOY.build()
     called = nn.DataParallel(host)
@@ -124,7 +143,7 @@ def test_blocks_are_to_be_injected_before_ddp_lists_the_parameters(alone, option
     host = distributed(TOY.build())
     before = footprint(host)
     image, mask = batch()
-    with pytest.raises(PlanError, match="DistributedDataParallel(.|\n)*attach before wrapping"):
+    with pytest.raises(PlanError, match=r"DistributedDataParallel(.|\n)*attach before wrapping"):
         inpaint_distill.attach(host, make_optimizer(host), image=image, mask=mask, config={option: True})
     if option == "completion":
         with pytest.raises(PlanError, match="attach before wrapping"):
@@ -142,21 +161,69 @@ def checkpointed(*names, **options):
     return host
 
 
-@pytest.mark.parametrize("names", [("enc1",), ("enc0", "enc1", "enc2")], ids=["one", "all"])
-@pytest.mark.parametrize("stages", [None, STAGES], ids=["found", "named"])
-def test_a_host_with_checkpointed_stages_trains_as_one_without(bare, names, stages):
-    host = checkpointed(*names)
+def run_checkpointed(names, stages=None, **config):
+    host = checkpointed(*names) if names else TOY.build()
     optimizer = make_optimizer(host)
     before = footprint(host)
-    distiller = inpaint_distill.attach(host, optimizer, stages=stages, config=CONFIG)
+    distiller = inpaint_distill.attach(host, optimizer, stages=stages, config=CONFIG | config)
     torch.manual_seed(3)
     losses = train(TOY, host, optimizer, batches(3), distiller)
     assert [plain_name(stage.name) for stage in distiller.plan.stages] == STAGES
-    assert same(losses, bare[1][0])
     trained = {plain_name(name): value for name, value in host.state_dict().items()}
-    assert same(trained, bare[1][1])
     assert distiller.detach() is host
     assert footprint(host) == before
+    return losses, trained, torch.get_rng_state()
+
+
+@pytest.mark.parametrize("names", [("enc1",), ("enc0", "enc1", "enc2")], ids=["one", "all"])
+@pytest.mark.parametrize("stages", [None, STAGES], ids=["found", "named"])
+def test_a_host_with_checkpointed_stages_trains_as_one_without(names, stages):
+    off = {"lookahead": {"engine": "off"}}
+    assert same(run_checkpointed(names, stages, **off), run_checkpointed((), **off))
+
+
+@pytest.mark.parametrize("engine", ["finite_difference", "unroll"])
+def test_a_look_ahead_does_not_go_through_checkpointed_stages_but_says_so_and_training_goes_on(engine):
+    config = CONFIG | {"lookahead": {"engine": engine, "every": 2}}
+    host = checkpointed("enc1")
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config=config)
+    train(TOY, host, optimizer, batches(1), distiller)
+    start = {name: value.clone() for name, value in meta_parameters(distiller._terms)}
+    with pytest.warns(LookaheadWarning, match="gradient checkpointing"):
+        train(TOY, host, optimizer, batches(1, 1), distiller)
+    weights = {name: value.clone() for name, value in host.state_dict().items()}
+    losses = train(TOY, host, optimizer, batches(4, 2), distiller)  # no second warning
+    assert all(loss.isfinite() for loss in losses)
+    assert same(dict(meta_parameters(distiller._terms)), start)
+    assert not same(dict(host.state_dict()), weights)
+
+
+class MultiHead(Down):
+    """Attends by torch's own layer, which the taps read again."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.up = Up()
+
+    def forward(self, x):
+        feature = super().forward(x)
+        tokens = feature.flatten(2).mT
+        return self.up(feature + self.attention(tokens, tokens, tokens)[0].mT.unflatten(2, feature.shape[2:]))
+
+
+@pytest.mark.parametrize("engine", ["finite_difference", "unroll"])
+def test_a_look_ahead_goes_through_tapped_multihead_attention(engine):
+    host = MultiHead()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config=CONFIG | {"lookahead": {"engine": engine, "every": 2}})
+    train(TOY, host, optimizer, batches(1), distiller)
+    assert [site.name for site in distiller.plan.attention] == ["attention"]
+    start = {name: value.clone() for name, value in meta_parameters(distiller._terms)}
+    train(TOY, host, optimizer, batches(1, 1), distiller)
+    assert "inpainting after look-ahead" in distiller.log
+    assert not same(dict(meta_parameters(distiller._terms)), start)
 
 
 @pytest.mark.parametrize(
@@ -247,5 +314,3 @@ def test_an_adapter_of_ours_is_found_behind_a_wrapper(alone):
     host = adapters.get("partial-conv").build(width=8, levels=3)
     for wrap in WRAPPERS.values():
         assert adapters.find(wrap(host)).name == "partial-conv"
-
-
