@@ -25,7 +25,7 @@ class TermConfig:
 
     Attributes:
         weight: With ``balance="gradient_norm"`` the share of the host's own gradient norm that the term may have at
-            the tapped features; otherwise a plain factor. 0 switches the term off.
+            each tapped feature; otherwise a plain factor. 0 switches the term off.
         normalize: Compare features as they are (``none``), per channel with the target's statistics over batch and
             space (``channel``), or per pixel over the channels (``layer``).
         region: Compare inside the hole (the method) or everywhere.

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Place", "Views", "Watch"]
 
-Place: TypeAlias = tuple[str, int]
-"""Where a gradient is observed: at a ``"features"`` or ``"attention"`` tensor, and the how many-th it was to appear."""
+Place: TypeAlias = tuple[str, int, int]
+"""Where a gradient is observed: ``"features"`` or ``"attention"``, the stage or site, and the how many-th tensor."""
 
 
 @dataclass
@@ -136,7 +136,7 @@ class Watch:
 
     def _tell(self, kind: str, index: int, tensor: Tensor) -> None:
         if self._told is not None:
-            place = (kind, len(self._edges))  # one site may show several tensors: a loop over the samples does
+            place = (kind, index, len(self._edges))  # one may show several: two halves, a loop over the samples
             self._told(place, tensor)
             self._edges[place] = get_gradient_edge(tensor)
 

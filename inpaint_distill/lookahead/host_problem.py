@@ -175,7 +175,7 @@ class HostProblem:
             own |= {key[len(name) + 1 :]: each for key, each in meta.items() if key.startswith(f"{name}.")}
             views = [getattr(each, term.looks_at) for each in (seen, self.teacher, anchor or seen)]
             value = functional_call(term, own, (views[0], views[1], hole, views[2]))
-            parts.append(self.factors[name] * value)
+            parts.append((self.factors[name] * value).sum())
         return torch.stack(parts).sum(), anchor or seen.detached()
 
     def inpainting(self, theta: Parameters) -> Tensor:

@@ -38,7 +38,7 @@ class AttentionTransfer(Term):
 
     Shape:
         ``student`` and ``teacher``: an :class:`~inpaint_distill.host.attention.AttentionMap` for each site; ``mask``
-        (B, 1, H, W); returns a scalar.
+        (B, 1, H, W); returns one value for each site.
     """
 
     name = "attention"
@@ -84,7 +84,7 @@ class AttentionTransfer(Term):
                     teacher_grid=token_grid(_counts(other)[1], size),
                 )
             )
-        return torch.stack(values).sum()
+        return torch.stack(values)
 
     def _weights(self, number: int, teacher: AttentionMap, hole: Tensor, grid: Grid, size: tuple[int, int]) -> Tensor:
         """Return ``t`` (B, Nq) for the host's queries."""

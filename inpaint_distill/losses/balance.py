@@ -20,17 +20,21 @@ if TYPE_CHECKING:
 __all__ = ["EAGER_STEPS", "GradientNormBalancer", "Observation"]
 
 _SMOOTHING = 0.8
-_BOUNDS = (1e-12, 1e6)
+_BOUNDS = (1e-20, 1e6)
 _ROUNDING = 1e-6  # of the factor: a host's gradient this small is what the subtraction of the terms' own leaves
 EAGER_STEPS = 32  # first steps, in which the ratio of an untrained host falls or rises by decades
 _TINY = 1e-20
 
 
 class GradientNormBalancer:
-    """Estimate, for each term, the factor that gives it the same gradient norm as the host's loss.
+    """Estimate, for each level of each term, the factor that gives it the same gradient norm there as the host's loss.
+
+    Level by level, since a host's gradient falls by decades from one to the next while a term's does not: an optimizer
+    that divides by the size of the gradient would follow the term alone where the host's is small, and a moving average
+    that is its own teacher then dies with its student.
 
     Every few steps, one backward of the user's is observed. The gradient that arrives at a tapped feature is the
-    host's plus the terms'; each term's own is had from a backward from the term to the features, which enters the host
+    host's plus the terms'; theirs is had from a backward from the terms to the features, which enters the host
     only between the tapped features. The user's scaling of the sum (accumulation, GradScaler) is read off the gradient
     of the returned loss and divided out, so that a factor of the user's own on the distillation loss is divided out
     too: use the weights. Nothing here waits for the device.
@@ -55,7 +59,7 @@ class GradientNormBalancer:
         return 0.0 if factor is None else factor
 
     def update(self, name: str, ratio: Tensor) -> None:
-        """Take one measured ratio of gradient norms into the running factor; a ratio that is not finite is dropped."""
+        """Take measured ratios of gradient norms, (levels,), into the running factors; those not finite are dropped."""
         old = self.factors[name]
         measured = torch.isfinite(ratio) & (ratio > (_BOUNDS[0] if old is None else _ROUNDING * old))
         ratio = ratio.clamp(*_BOUNDS)
@@ -78,8 +82,9 @@ class Observation:
         self.balancer = balancer
         self.total: dict[Place, Tensor] = {}
         self.early: dict[Place, Tensor] = {}
-        self.own: dict[str, dict[Place, Tensor]] = {}
-        self.applied: dict[str, Tensor] = {}
+        self.added: dict[Place, Tensor] = {}
+        self.norms: dict[str, list[Tensor]] = {}
+        self.looks_at: dict[str, str] = {}
         self.awaited: set[Place] = set()
         self.scale: Tensor | None = None
 
@@ -95,35 +100,44 @@ class Observation:
         edges: Mapping[Place, GradientEdge],
         loss: Tensor,
     ) -> None:
-        """Take each term's own gradient at what it looks at and wait for the user's backward of ``loss``.
+        """Take the terms' own gradients at what they look at and wait for the user's backward of ``loss``.
 
         Args:
-            terms: Unweighted terms that depend on the tapped tensors.
+            terms: Unweighted terms that depend on the tapped tensors, (levels,) each.
             looks_at: Which of them each term looks at, as in :data:`~inpaint_distill.host.watch.Place`.
-            applied: The factor each enters ``loss`` with.
+            applied: The factors their levels enter ``loss`` with.
             edges: Where the tapped tensors are in the graph. They are not kept: a hook on the graph that holds the
                 graph would never be freed.
             loss: What is handed to the user.
         """
         early = dict(self.early)  # the backwards below run through the same hooks
-        for name, term in terms.items():
-            places = [place for place in edges if place[0] == looks_at[name]]
-            wanted = [edges[place] for place in places]
-            try:
-                gradients = torch.autograd.grad(term, wanted, retain_graph=True, allow_unused=True)
-            except RuntimeError as error:
-                if "use_reentrant" not in str(error):
-                    raise
-                raise CaptureError(
-                    f"the gradient of term {name!r} at the tapped features, to balance it",
-                    "reentrant gradient checkpointing between them, which allows none",
-                    "checkpoint with use_reentrant=False, or set Config(balance='none')",
-                ) from None
-            self.own[name] = {place: each for place, each in zip(places, gradients, strict=True) if each is not None}
+        try:
+            together = torch.stack([(applied[name] * term).sum() for name, term in terms.items()]).sum()
+            self.added = self._gradients(together, edges)
+            for name, term in terms.items():
+                self.norms[name] = []
+                for level, value in enumerate(term.unbind()):
+                    own = {place: edge for place, edge in edges.items() if place[:2] == (looks_at[name], level)}
+                    norms = [each.float().square().sum() for each in self._gradients(value, own).values()]
+                    self.norms[name].append(torch.stack([torch.zeros_like(value), *norms]).sum())
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise CaptureError(
+                "the gradient of the terms at the tapped features, to balance them",
+                "reentrant gradient checkpointing between them, which allows none",
+                "checkpoint with use_reentrant=False, or set Config(balance='none')",
+            ) from None
         self.early = early
-        self.applied = dict(applied)
-        self.awaited = {place for own in self.own.values() for place in own}
+        self.looks_at = dict(looks_at)
+        self.awaited = set(self.added)
         loss.register_hook(self._loss_gradient)  # type: ignore[no-untyped-call]
+
+    def _gradients(self, value: Tensor, edges: Mapping[Place, GradientEdge]) -> dict[Place, Tensor]:
+        if not edges:
+            return {}
+        found = torch.autograd.grad(value, list(edges.values()), retain_graph=True, allow_unused=True)
+        return {place: each for place, each in zip(edges, found, strict=True) if each is not None}
 
     def _loss_gradient(self, gradient: Tensor) -> None:
         self.scale = gradient.detach()
@@ -139,15 +153,17 @@ class Observation:
             self._finish()
 
     def _finish(self) -> None:
-        host = {}
+        host: dict[tuple[str, int], Tensor] = {}
         for place in self.awaited:
-            mine = [self.applied[name] * own[place] for name, own in self.own.items() if place in own]
-            host[place] = (self.total[place] - sum(mine)).square().sum()
-        for name, own in self.own.items():
-            if own:
-                term_norm = torch.stack([part.float().square().sum() for part in own.values()]).sum()
-                host_norm = torch.stack([host[place] for place in own]).sum()
-                self.balancer.update(name, (host_norm / term_norm.clamp_min(_TINY)).sqrt())
+            norm = (self.total[place] - self.added[place]).float().square().sum()
+            host[place[:2]] = host.get(place[:2], torch.zeros_like(norm)) + norm
+        for name, norms in self.norms.items():
+            ratios = [
+                (host.get((self.looks_at[name], level), torch.zeros_like(norm)) / norm.clamp_min(_TINY)).sqrt()
+                for level, norm in enumerate(norms)
+            ]
+            self.balancer.update(name, torch.stack(ratios))
         self.total.clear()
-        self.own.clear()
+        self.added.clear()
+        self.norms.clear()
         self.awaited.clear()

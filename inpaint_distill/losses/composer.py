@@ -20,16 +20,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Composer"]
 
+_TINY = 1e-20
+
 
 class Composer:
-    """Turn named terms into the one number that the user adds to the host's loss.
+    """Turn named terms, each with a value for every level, into the number that the user adds to the host's loss.
 
     Args:
         config: Schedule and kind of balance.
         weights: Weight of each term.
 
     Attributes:
-        log: Values of the last step as detached tensors: each term, the ``factor/...`` it entered with, ``loss``.
+        log: Values of the last step as detached tensors: each term's sum over the levels, the ``factor/...`` with
+            which that sum entered, ``loss``.
     """
 
     def __init__(self, config: Config, weights: Mapping[str, float]) -> None:
@@ -57,7 +60,7 @@ class Composer:
         return Observation(self.balancer)
 
     def factors(self) -> dict[str, Tensor | float]:
-        """Return what each term is multiplied with once it has warmed up; 0 where it is not balanced yet."""
+        """Return what each term's levels are multiplied with once it has warmed up; 0 where not balanced yet."""
         return {
             name: weight * (self.balancer.factor(name) if self.balancer else 1.0)
             for name, weight in self.weights.items()
@@ -74,7 +77,7 @@ class Composer:
         """Weigh the terms of one step and add them up.
 
         Args:
-            terms: Unweighted terms.
+            terms: Unweighted terms, (levels,) each.
             step: Optimizer steps done so far.
             observation: From :meth:`observation`, if the step is watched.
             looks_at: Then also what each term looks at,
@@ -83,12 +86,14 @@ class Composer:
         now = schedule(step, self.config.warmup, self.config.decay)
         full = self.factors()
         factors = {name: torch.full_like(term.detach(), now) * full[name] for name, term in terms.items()}
-        loss = torch.stack([factors[name] * term for name, term in terms.items()]).sum()
+        parts = {name: (factors[name] * term).sum() for name, term in terms.items()}
+        loss = torch.stack(list(parts.values())).sum()
         if observation is not None:
             observation.expect(terms, looks_at or {}, factors, edges or {}, loss)
+        sums = {name: term.detach().sum() for name, term in terms.items()}
         self.log = {
-            **{name: term.detach() for name, term in terms.items()},
-            **{f"factor/{name}": factor for name, factor in factors.items()},
+            **sums,
+            **{f"factor/{name}": part.detach() / sums[name].clamp_min(_TINY) for name, part in parts.items()},
             "loss": loss.detach(),
         }
         return loss

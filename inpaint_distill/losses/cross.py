@@ -35,7 +35,8 @@ class CrossDistillation(FeatureTerm):
         meta: Which of ``gamma`` and ``rho`` there are.
 
     Shape:
-        ``student`` (B, C_l, H_l, W_l), ``teacher`` (B, C*_l, H*_l, W*_l), ``mask`` (B, 1, H, W); returns a scalar.
+        ``student`` (B, C_l, H_l, W_l), ``teacher`` (B, C*_l, H*_l, W*_l), ``mask`` (B, 1, H, W); returns
+        (levels,).
     """
 
     name = "cross"
@@ -77,4 +78,4 @@ class CrossDistillation(FeatureTerm):
             if self.gamma:
                 target = self.gamma[level](target)
             levels.append(self.compare(predicted, target, mask, weights))
-        return torch.stack(levels).sum()
+        return torch.stack(levels)

@@ -69,4 +69,4 @@ class SelfDistillation(FeatureTerm):
             weights = self.weigh(self.phi[level] if self.phi else None, deep, f"phi/{level}")
             predicted = projection(shallow, (deep.shape[2], deep.shape[3]))
             levels.append(self.compare(predicted, deep, mask, weights))
-        return torch.stack(levels).sum()
+        return torch.stack(levels)

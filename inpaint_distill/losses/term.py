@@ -1,4 +1,4 @@
-"""What every distillation term is: networks, settings, and one number from the views of student and teacher."""
+"""What every distillation term is: networks, settings, and one number for each level of the student's views."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Term(nn.Module):
             anchor: What is detached of the student is taken from here (look-ahead); the student itself by default.
 
         Returns:
-            Scalar, a sum over the levels.
+            (levels,): one value for each level, or site, of the student that a gradient enters; the term is their sum.
         """
         raise NotImplementedError
 

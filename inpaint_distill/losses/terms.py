@@ -37,7 +37,7 @@ class Terms(nn.ModuleDict):
         return {name: weights for term in self.each.values() for name, weights in term.channel_weights.items()}
 
     def forward(self, student: Views, teacher: Views, hole: Tensor) -> dict[str, Tensor]:
-        """Compute every term, unweighted.
+        """Compute every term, unweighted, as (levels,).
 
         Args:
             student: What the host showed.

@@ -410,7 +410,7 @@ def by_hand(host, distiller, problem, steps, lr):
         loss = 0
         for name, term in terms.items():
             mine = {key[len(name) + 1 :]: p for key, p in parts.items() if key.startswith(f"{name}.")}
-            loss = loss + factors[name] * functional_call(term, mine, (seen, target, first[1]))
+            loss = loss + (factors[name] * functional_call(term, mine, (seen, target, first[1]))).sum()
         moved = [key for key in theta if key.startswith("enc")]
         gradients = torch.autograd.grad(loss, [*(theta[k] for k in moved), *inner.values()], create_graph=True)
         theta |= {key: theta[key] - lr * g for key, g in zip(moved, gradients, strict=False)}

@@ -18,8 +18,8 @@ def attached(toy, **settings):
     return host, inpaint_distill.attach(host, config=config)
 
 
-def exact_ratio(name):
-    """Return |gradient of the host's loss| / |gradient of the term| over all tapped features, from two backwards."""
+def exact_ratios(name):
+    """Return |gradient of the host's loss| / |gradient of the term's own level| at each tapped feature."""
     toy = ZOO[name]
     host, distiller = attached(toy, balance="none")
     image, mask = batch()
@@ -27,22 +27,43 @@ def exact_ratio(name):
     taps = distiller._watch._features
     watched = {index: feature for index, (feature, _) in taps._kept.items()}
     features = [watched[index] for index in range(len(taps.stages))]
-    term = distiller.loss(image, mask)
-    norms = []
-    for loss in (own, term):
-        parts = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
-        norms.append(torch.stack([p.double().square().sum() for p in parts if p is not None]).sum().sqrt())
-    return norms[0] / norms[1]
+    levels = []
+    distiller._terms["cross"].register_forward_hook(lambda module, args, output: levels.extend(output.unbind()))
+    distiller.loss(image, mask)
+    ratios = []
+    for feature, level in zip(features, levels, strict=True):
+        norms = (torch.autograd.grad(each, feature, retain_graph=True)[0].double().norm() for each in (own, level))
+        ratios.append(next(norms) / next(norms))
+    return torch.stack(ratios)
 
 
 @pytest.mark.parametrize("name", [name for name in HOSTS if name != "in_place"])
-def test_the_first_measurement_is_the_exact_ratio_of_the_gradient_norms(name):
+def test_the_first_measurement_is_the_exact_ratio_of_the_gradient_norms_at_each_level(name):
     toy = ZOO[name]
     host, distiller = attached(toy, balance="gradient_norm")
     image, mask = batch()
     (reconstruct(toy, host, image, mask) + distiller.loss(image, mask)).backward()
     factor = distiller._composer.balancer.factors["cross"]
-    torch.testing.assert_close(factor.double(), exact_ratio(name), rtol=1e-4, atol=0)
+    torch.testing.assert_close(factor.double(), exact_ratios(name), rtol=1e-4, atol=0)
+
+
+def test_a_level_that_the_hosts_gradient_hardly_reaches_is_hardly_distilled():
+    """Whatever follows the sign of the gradient would otherwise follow the distillation alone there."""
+    toy = ZOO["separate"]
+    host, distiller = attached(toy, balance="gradient_norm", balance_every=1)
+    with torch.no_grad():
+        host.up.dec[0].weight.mul_(1e-6)
+    image, mask = batch()
+    for _ in range(3):
+        own, added = reconstruct(toy, host, image, mask), distiller.loss(image, mask)
+        (own + added).backward()
+    deep = [p for name, p in host.named_parameters() if name.startswith("enc2")]
+    own, added = reconstruct(toy, host, image, mask), distiller.loss(image, mask)
+    norms = [
+        torch.stack([g.norm() for g in torch.autograd.grad(each, deep, retain_graph=True)]).norm()
+        for each in (own, added)
+    ]
+    assert 0 < norms[1] < 5 * norms[0]
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -168,7 +189,7 @@ def test_a_first_measurement_without_meaning_leaves_the_term_unmeasured_or_harml
 
 
 def terms(**values):
-    return {name: torch.tensor(value, requires_grad=True) for name, value in values.items()}
+    return {name: torch.tensor([value], requires_grad=True) for name, value in values.items()}
 
 
 def test_weights_schedule_and_names_make_the_sum():

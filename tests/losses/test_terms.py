@@ -52,7 +52,7 @@ def test_cross_is_the_sum_over_the_levels(mask):
     term = CrossDistillation(settings(normalize="none"), stages(), stages(), predictor=False)
     student, teacher = features(), features(seed=1)
     expected = sum(distance(s, t, mask) for s, t in zip(student, teacher, strict=True))
-    torch.testing.assert_close(term(student, teacher, mask).double(), expected)
+    torch.testing.assert_close(term(student, teacher, mask).sum().double(), expected)
     assert not list(term.parameters())
 
 
@@ -61,7 +61,7 @@ def test_cross_is_the_sum_over_the_levels(mask):
 def test_cross_is_zero_where_student_and_teacher_agree(mask, normalize, predictor):
     term = CrossDistillation(settings(normalize=normalize), stages(), stages(), predictor=predictor)
     student = features()
-    loss = term(student, [each.detach().clone() for each in student], mask)
+    loss = term(student, [each.detach().clone() for each in student], mask).sum()
     assert float(loss.detach()) == pytest.approx(0, abs=1e-9)
 
 
@@ -69,7 +69,7 @@ def test_cross_is_zero_where_student_and_teacher_agree(mask, normalize, predicto
 def test_cross_touches_no_known_pixel_and_no_teacher(mask, normalize):
     term = CrossDistillation(settings(normalize=normalize), stages(), stages())
     student, teacher = features(), features(seed=1)
-    term(student, teacher, mask).backward()
+    term(student, teacher, mask).sum().backward()
     for own, other in zip(student, teacher, strict=True):
         hole = (hole_weight(mask, own.shape[2:]) > 0).expand_as(own)
         assert not own.grad[~hole].any()
@@ -80,7 +80,7 @@ def test_cross_touches_no_known_pixel_and_no_teacher(mask, normalize):
 def test_cross_everywhere_touches_every_pixel(mask):
     term = CrossDistillation(settings(normalize="none", region="all"), stages(), stages())
     student = features()
-    term(student, features(seed=1), mask).backward()
+    term(student, features(seed=1), mask).sum().backward()
     assert all(bool(each.grad.abs().sum(1).gt(0).all()) for each in student)
 
 
@@ -88,15 +88,15 @@ def test_cross_everywhere_touches_every_pixel(mask):
 def test_a_common_scale_does_not_change_cross_under_channel_normalisation(mask, factor):
     term = CrossDistillation(settings(), stages(), stages(), predictor=False)
     student, teacher = features(), features(seed=1)
-    scaled = term([each * factor for each in student], [each * factor for each in teacher], mask)
-    torch.testing.assert_close(scaled, term(student, teacher, mask), rtol=1e-3, atol=1e-4)
+    scaled = term([each * factor for each in student], [each * factor for each in teacher], mask).sum()
+    torch.testing.assert_close(scaled, term(student, teacher, mask).sum(), rtol=1e-3, atol=1e-4)
 
 
 def test_a_teacher_of_other_channels_and_sizes_is_met_by_a_predictor(mask):
     other = (5, 7, 9)
     term = CrossDistillation(settings(), stages(), stages(other, first=2), predictor=False)
     student = features()
-    loss = term(student, features(other, first=2, seed=1), mask)
+    loss = term(student, features(other, first=2, seed=1), mask).sum()
     loss.backward()
     assert torch.isfinite(loss)
     assert [predictor.conv.weight.shape[:2] for predictor in term.predictors] == [(5, 8), (7, 12), (9, 16)]
@@ -119,7 +119,7 @@ def test_self_compares_each_level_with_the_next_deeper_one(mask):
         distance(f.conv(shallow), deep, mask)
         for f, shallow, deep in zip(term.projections, student, student[1:], strict=False)
     )
-    torch.testing.assert_close(term(student, [], mask).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(term(student, [], mask).sum().double(), expected, rtol=1e-5, atol=1e-6)
     assert [f.conv.stride for f in term.projections] == [(2, 2), (2, 2)]
 
 
@@ -127,7 +127,7 @@ def test_self_compares_each_level_with_the_next_deeper_one(mask):
 def test_self_pulls_the_shallow_side_alone_and_only_what_the_hole_sees(mask, normalize):
     term = SelfDistillation(settings(normalize=normalize), stages())
     student = features()
-    term(student, [], mask).backward()
+    term(student, [], mask).sum().backward()
     assert student[-1].grad is None
     for shallow, deep in itertools.pairwise(student):
         # The 3x3 kernel of f_l reads one shallow pixel around each deep cell of the hole.
@@ -144,7 +144,7 @@ def test_self_is_zero_where_the_projection_is_exact(mask):
     levels = [shallow]
     for projection in term.projections:
         levels.append(projection.conv(levels[-1]))
-    loss = term([each.detach() for each in levels], [], mask)
+    loss = term([each.detach() for each in levels], [], mask).sum()
     assert float(loss.detach()) == pytest.approx(0, abs=1e-9)
 
 
@@ -155,7 +155,7 @@ def test_self_between_equal_resolutions_uses_a_1x1_kernel():
 
 def test_self_of_odd_sizes_is_brought_to_the_deep_one(mask):
     term = SelfDistillation(settings(), stages((8, 12)))
-    loss = term([torch.randn(2, 8, 31, 31), torch.randn(2, 12, 15, 15)], [], mask)
+    loss = term([torch.randn(2, 8, 31, 31), torch.randn(2, 12, 15, 15)], [], mask).sum()
     assert torch.isfinite(loss)
 
 
@@ -167,5 +167,5 @@ def test_self_of_less_than_two_levels_is_an_error(count):
 
 def test_a_term_is_zero_with_an_empty_hole(mask):
     empty = torch.zeros_like(mask)
-    assert CrossDistillation(settings(), stages(), stages())(features(), features(seed=1), empty) == 0
-    assert SelfDistillation(settings(), stages())(features(), [], empty) == 0
+    assert not CrossDistillation(settings(), stages(), stages())(features(), features(seed=1), empty).any()
+    assert not SelfDistillation(settings(), stages())(features(), [], empty).any()
