@@ -6,8 +6,8 @@ prints the host's own loss, both terms and the factors they enter with (the firs
 left on the host in the end:
 
     step 0: host 0.8334, cross 2.8996 x 0.0000, self 5.1422 x 0.0000
-    step 12: host 0.8423, cross 1.4692 x 0.0014, self 3.5141 x 0.0003
-    step 24: host 0.7390, cross 1.3674 x 0.0047, self 1.2075 x 0.0020
+    step 12: host 0.8431, cross 1.1874 x 0.0034, self 4.9679 x 0.0003
+    step 24: host 0.7379, cross 1.1068 x 0.0087, self 1.7509 x 0.0010
     hooks left: 0
 """
 

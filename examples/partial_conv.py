@@ -8,8 +8,8 @@ prints what has been injected, both losses, and what comes back when host and bl
     completion block after encoder.1[0]: 6,219 parameters
     completion block after encoder.2[0]: 17,019 parameters
     step 0: host 0.6278, distillation 0.0000
-    step 12: host 0.3822, distillation 0.0135
-    step 24: host 0.3329, distillation 0.0087
+    step 12: host 0.3826, distillation 0.0186
+    step 24: host 0.3329, distillation 0.0125
     outputs equal: True
 """
 

@@ -44,10 +44,17 @@ def test_an_example_prints_what_its_head_says(name, capsys):
     check_against_head(name, capsys.readouterr().out)
 
 
-def test_two_processes_print_what_the_head_says_and_end_with_equal_hosts():
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+# The launcher of several devices, also where there are none: the one for CPUs needs MPI.
+ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+ACCELERATE += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+
+
+@pytest.mark.parametrize("launch", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_two_processes_print_what_the_head_says_and_end_with_equal_hosts(launch):
     skip_without_package("ddp")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*launch, str(EXAMPLES["ddp"])], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", *launch, str(EXAMPLES["ddp"])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     check_against_head("ddp", done.stdout)
     first, second = re.findall(r"process \d: parameters (.*)", done.stdout)
