@@ -2,16 +2,7 @@
 
     python benchmarks/discovery.py [--records FILE ...] [--only NAME ...] [--out FILE]
 
-Without ``--records``: the hosts of this package and those of the package index (the ``hosts`` extra). A file of records
-adds models that are cloned by hand; it defines ``RECORDS``, a dict by name of dicts with
-
-    source     where it is from
-    build      () -> module
-    call       (module, image, hole) -> its output; image (B, 3, H, W) in [-1, 1], hole 1 in the hole
-    size       side of the image; ``batch`` images
-    encoders   its encoders by name, each the stages from shallow to deep: a name, or (name, path), or (name, paths)
-    wanted     which of the encoders are right
-    attention  names of the modules that hold attention between places of the image
+``records.py`` says what a host is here, and what a file of records holds.
 
 A stage counts as found where the tensor that discovery picked equals the author's. The lowest resolution is counted
 apart: what comes after dilated or residual blocks is as good a bottleneck as what arrives there first.
@@ -22,17 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import runpy
 import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from records import load_records, picture
 
-import inpaint_distill
-from inpaint_distill import adapters
-from inpaint_distill.errors import InpaintDistillError
 from inpaint_distill.host.attention_discovery import find_attention
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.discovery import choose_encoder, find_encoders
@@ -47,108 +35,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def family_records() -> dict[str, dict[str, Any]]:
-    """Return a record for each family that this package can build and whose stages its adapter names."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, adapter in adapters.families().items():
-        try:
-            host = adapter.build()
-        except InpaintDistillError:
-            continue  # its package is not installed
-        if host is None or adapter.stages(host) is None:
-            continue
-        found[f"family {name}"] = {
-            "source": f"inpaint_distill {inpaint_distill.__version__}",
-            "build": adapter.build,
-            "call": lambda m, image, hole, adapter=adapter: adapter.convention(m).pack(image, hole).run(m),
-            "size": 64,
-            "batch": 2,
-            "adapter": adapter,
-        }
-    return found
-
-
-def package_records() -> dict[str, dict[str, Any]]:
-    """Return records of models on the package index, whatever adapter knows them."""
-    found: dict[str, dict[str, Any]] = {}
-
-    def concatenated(m: nn.Module, image: Tensor, hole: Tensor) -> Any:
-        return m(torch.cat([image * (1 - hole), hole], 1))
-
-    def add(name: str, source: str, build: Any, stages: list[Any], attention: tuple[str, ...] = ()) -> None:
-        found[name] = {
-            "source": source,
-            "build": build,
-            "call": concatenated,
-            "size": 64,
-            "batch": 2,
-            "encoders": {"main": stages},
-            "wanted": ["main"],
-            "attention": list(attention),
-        }
-
-    try:
-        import segmentation_models_pytorch as smp
-
-        source = f"segmentation_models_pytorch {smp.__version__}"
-
-        def unet(encoder: str, **kwargs: Any) -> Any:
-            return lambda: smp.Unet(encoder, encoder_weights=None, in_channels=4, classes=3, **kwargs)
-
-        layers = ["encoder.relu", *(f"encoder.layer{level}" for level in range(1, 5))]
-        add("smp Unet resnet18", source, unet("resnet18"), layers)
-        swin = [f"encoder.model.layers_{level}" for level in range(4)]
-        add("smp Unet swin_tiny", source, unet("tu-swin_tiny_patch4_window7_224", img_size=64), swin, tuple(swin))
-    except ImportError:
-        pass
-    try:
-        import monai
-        from monai.networks.nets import UNet
-
-        add(
-            "monai UNet",
-            f"monai {monai.__version__}",
-            lambda: UNet(2, 4, 3, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2),
-            ["model.0", "model.1.submodule.0", "model.1.submodule.1.submodule.1.submodule"],
-        )
-    except ImportError:
-        pass
-    try:
-        import diffusers
-
-        def autoencoder() -> nn.Module:
-            return diffusers.AutoencoderKL(
-                in_channels=4,
-                out_channels=3,
-                down_block_types=("DownEncoderBlock2D",) * 3,
-                up_block_types=("UpDecoderBlock2D",) * 3,
-                block_out_channels=(32, 64, 64),
-                layers_per_block=1,
-                latent_channels=4,
-                norm_num_groups=8,
-            )
-
-        add(
-            "diffusers AutoencoderKL",
-            f"diffusers {diffusers.__version__}",
-            autoencoder,
-            ["encoder.down_blocks.0.resnets.0", "encoder.down_blocks.1.resnets.0", "encoder.down_blocks.2"],
-            ("encoder.mid_block.attentions.0", "decoder.mid_block.attentions.0"),
-        )
-    except ImportError:
-        pass
-    return found
-
-
 def measure(record: dict[str, Any]) -> dict[str, Any]:
     """Build a host, run discovery on its own call, and compare what was picked with the record."""
     torch.manual_seed(0)
     host = record["build"]()
     host.train()
     size, batch = record["size"], record.get("batch", 1)
-    image = torch.nn.functional.interpolate(torch.rand(batch, 3, 7, 7) * 2 - 1, (size, size), mode="bilinear")
-    hole = torch.zeros(batch, 1, size, size)
-    hole[:, :, size // 4 : size // 2, size // 4 : 3 * size // 4] = 1
+    image, hole = picture(record, batch)
     calls: list[HostCall] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -170,6 +63,7 @@ def measure(record: dict[str, Any]) -> dict[str, Any]:
         stages = record["adapter"].stages(host)
         gold = {"named by its adapter": resolve(trace, stages)}
         wanted = ["named by its adapter"]
+        # What an adapter names are a few of those that are right, and nothing where it leaves them to discovery.
         attention = [item if isinstance(item, str) else item.name for item in record["adapter"].attention(host) or ()]
     else:
         gold = {name: [to_stage(item) for item in items] for name, items in record["encoders"].items()}
@@ -184,6 +78,7 @@ def measure(record: dict[str, Any]) -> dict[str, Any]:
     usable = [each.site for each in candidates if each.usable]
     return {
         "source": record["source"],
+        "group": record["group"],
         "image_size": size,
         "dry_run": list(trace.image_size),
         "seconds": round(seconds, 2),
@@ -195,7 +90,9 @@ def measure(record: dict[str, Any]) -> dict[str, Any]:
             "named": attention,
             "tapped": [site.label for site in usable],
             "right": sorted({site.name for site in usable if inside(site.name, attention)}),
-            "wrong": sorted({site.name for site in usable if not inside(site.name, attention)}),
+            "wrong": sorted({site.name for site in usable if not inside(site.name, attention)})
+            if "adapter" not in record
+            else [],
             "refused": {each.site.label: each.reason for each in candidates if not each.usable},
         },
     }
@@ -266,8 +163,8 @@ def compare(kept: Any, run: tuple[Stage, ...], gold: list[Stage]) -> dict[str, A
     }
 
 
-def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Count over all hosts that ran."""
+def summary(results: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Count over the hosts of one group that ran."""
     ran = [each for each in results.values() if "error" not in each]
     total = {"hosts": len(results), "ran": len(ran)}
     for which in ("chosen", "best"):
@@ -306,9 +203,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/discovery.json"))
     parsed = parser.parse_args()
     torch.set_num_threads(1)
-    records = {**family_records(), **package_records()}
-    for file in parsed.records:
-        records |= runpy.run_path(str(file))["RECORDS"]
+    records = load_records(parsed.records)
     results: dict[str, dict[str, Any]] = {}
     for name, record in records.items():
         if parsed.only and name not in parsed.only:
@@ -318,10 +213,15 @@ def main() -> None:
             try:
                 results[name] = measure(record)
             except Exception as error:  # whatever a foreign model raises belongs into the table
-                results[name] = {"source": record["source"], "error": f"{type(error).__name__}: {error}"}
+                error_text = f"{type(error).__name__}: {error}"
+                results[name] = {"source": record["source"], "group": record["group"], "error": error_text}
         print(line(name, results[name]), flush=True)
-    total = summary(results)
-    print("\n".join(f"{key}: {value}" for key, value in total.items()))
+    groups = dict.fromkeys(each["group"] for each in results.values())
+    total = {
+        group: summary({name: each for name, each in results.items() if each["group"] == group}) for group in groups
+    }
+    for group, counts in total.items():
+        print(f"\n{group}", *(f"  {key}: {value}" for key, value in counts.items()), sep="\n")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     parsed.out.parent.mkdir(parents=True, exist_ok=True)
     parsed.out.write_text(json.dumps({"versions": versions, "summary": total, "hosts": results}, indent=1))
