@@ -13,7 +13,7 @@ from inpaint_distill.host.adapter import Adapter
 from inpaint_distill.host.attention_choice import choose_attention, named_attention
 from inpaint_distill.host.attention_discovery import find_attention
 from inpaint_distill.host.conventions import find_convention
-from inpaint_distill.host.discovery import choose_encoder, decoder_begins, find_encoders
+from inpaint_distill.host.discovery import choose_encoder, find_encoders, span_of
 from inpaint_distill.host.guard import module_device
 from inpaint_distill.host.named_stages import named_stages
 from inpaint_distill.host.stage import token_grid
@@ -242,18 +242,19 @@ def _plan(host: nn.Module, trace: Trace, wanted: Wanted, call: str) -> Plan:
     deeper: tuple[Stage, ...] = ()
     if wanted.stages:
         stages, reason = named_stages(trace, wanted.stages), wanted.source
-        end = decoder_begins(trace, stages)
+        span = span_of(trace, stages)
     else:
         found = find_encoders(trace)
         chosen, reason = choose_encoder(found)
         encoders = tuple(each.stages for each in found)
-        stages, deeper, end = found[chosen].stages, found[chosen].deeper, found[chosen].end
+        stages, deeper, span = found[chosen].stages, found[chosen].deeper, found[chosen].span
     sites: tuple[AttentionSite, ...] = ()
     candidates: tuple[AttentionCandidate, ...] = ()
     if wanted.taps_attention:
         candidates = tuple(find_attention(host, trace.run, trace.image_size))
         if wanted.attention is None:
-            before = {(event.name, event.call) for event in trace.events if event.end <= end}
+            within = [event for event in trace.events if span[0] <= event.start and event.end <= span[1]]
+            before = {(event.name, event.call) for event in within}
             sites = choose_attention(candidates, before)
         else:
             sites = named_attention(candidates, wanted.attention, trace.modules)

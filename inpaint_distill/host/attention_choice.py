@@ -41,20 +41,20 @@ def choose_attention(
 
     Args:
         candidates: What was found.
-        before: Names and calls of the modules that run before the decoder: of one grid, a layer among these comes
+        before: Names and calls of the modules that run within the encoder: of one grid, a layer among these goes
             before those of the decoder, so that a teacher need not run to its end.
     """
     last: dict[tuple[object, ...], int] = {}
     for number, each in enumerate(candidates):
         grid = (each.site.queries, each.site.windows)
-        early = before is None or (each.site.name, each.site.call) in before
-        if each.usable and (early or grid not in last or not _early(candidates[last[grid]], before)):
+        if each.usable and (grid not in last or _replaces(each.site, candidates[last[grid]].site, before)):
             last[grid] = number
     return tuple(candidates[number].site for number in sorted(last.values())[-_MAX_SITES:])
 
 
-def _early(candidate: AttentionCandidate, before: Container[tuple[str, int]] | None) -> bool:
-    return before is not None and (candidate.site.name, candidate.site.call) in before
+def _replaces(later: AttentionSite, chosen: AttentionSite, before: Container[tuple[str, int]] | None) -> bool:
+    """Tell whether a layer of the same grid that runs later is to be taken instead."""
+    return before is None or (later.name, later.call) in before or (chosen.name, chosen.call) not in before
 
 
 def named_attention(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.host.trace import Event, Trace
 
-__all__ = ["Encoder", "choose_encoder", "decoder_begins", "find_encoders"]
+__all__ = ["Encoder", "choose_encoder", "find_encoders", "span_of"]
 
 _ATTENTION = re.compile(r"attn|attention|^att\d*$", re.IGNORECASE)
 
@@ -36,12 +36,12 @@ class Encoder:
     Attributes:
         stages: Its features, shallow to deep.
         deeper: What follows the last stage at its resolution, before the resolution rises: as good a bottleneck.
-        end: Position in the forward at which the resolution rises again.
+        span: Positions in the forward at which it begins, and at which the resolution rises again.
     """
 
     stages: tuple[Stage, ...]
     deeper: tuple[Stage, ...] = ()
-    end: int = 0
+    span: tuple[int, int] = (0, 0)
 
 
 def find_encoders(trace: Trace) -> list[Encoder]:
@@ -83,13 +83,14 @@ def choose_encoder(encoders: Sequence[Encoder]) -> tuple[int, str]:
     return chosen, f"encoder {chosen + 1} of {len(encoders)}: {why}"
 
 
-def decoder_begins(trace: Trace, stages: Sequence[Stage]) -> int:
-    """Return the position in the forward at which the resolution rises after the last of some named stages."""
+def span_of(trace: Trace, stages: Sequence[Stage]) -> tuple[int, int]:
+    """Return the positions at which the first of some named stages begins, and the resolution rises after the last."""
     named = {(stage.name, stage.call) for stage in stages}
-    last = max(event.end for event in trace.events if (event.name, event.call) in named)
+    events = [event for event in trace.events if (event.name, event.call) in named]
+    first, last = min(event.start for event in events), max(event.end for event in events)
     with suppress(PlanError):
-        return next((encoder.end for encoder in find_encoders(trace) if encoder.end >= last), last)
-    return last
+        return first, next((each.span[1] for each in find_encoders(trace) if each.span[1] >= last), last)
+    return first, last
 
 
 def _candidates(trace: Trace, *, inside_blocks: bool) -> list[Map]:
@@ -177,7 +178,9 @@ def _encoder(run: list[Map], trace: Trace) -> Encoder:
         and (not found.identity or found.identity != bottom[end].identity)
     ]
     deeper = dict.fromkeys(_nameable(found, trace).stage(trace.image_size) for found in later)
-    return Encoder(tuple(stages), tuple(each for each in deeper if each not in stages), run[-1].event.end)
+    return Encoder(
+        tuple(stages), tuple(each for each in deeper if each not in stages), (run[0].event.start, run[-1].event.end)
+    )
 
 
 def _end_of_encoder(bottom: list[Map], above: list[Map], trace: Trace) -> int:
