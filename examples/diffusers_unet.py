@@ -13,8 +13,7 @@ prints the host's own loss and the distillation's, and which stages and attentio
 import torch
 
 import inpaint_distill
-from inpaint_distill.host.adapter import Variant
-from inpaint_distill.host.conventions import Convention
+from inpaint_distill import Convention, Variant
 from inpaint_distill.training.masks import free_form
 from inpaint_distill.training.scenes import dead_leaves
 

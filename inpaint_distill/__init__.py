@@ -18,8 +18,9 @@ from inpaint_distill.completed import load_host, save_host
 from inpaint_distill.config import AttentionConfig, Config, LookaheadConfig, TermConfig
 from inpaint_distill.distiller import Distiller
 from inpaint_distill.errors import InpaintDistillError
-from inpaint_distill.host.adapter import Adapter
+from inpaint_distill.host.adapter import Adapter, Variant
 from inpaint_distill.host.attention import AttentionSite
+from inpaint_distill.host.conventions import Convention
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.plan import Plan, plan
 from inpaint_distill.teachers import EMATeacher, FrozenTeacher, ModuleTeacher, OnlineTeacher
@@ -32,6 +33,7 @@ __all__ = [
     "AttentionConfig",
     "AttentionSite",
     "Config",
+    "Convention",
     "Distiller",
     "EMATeacher",
     "FrozenTeacher",
@@ -42,6 +44,7 @@ __all__ = [
     "Plan",
     "Stage",
     "TermConfig",
+    "Variant",
     "attach",
     "load_host",
     "plan",

@@ -24,9 +24,8 @@ __all__ = ["adapter_skeleton", "output_paths"]
 _MAX_NAMES = 4
 
 _DECLARED = """\
-from inpaint_distill.host.adapter import Adapter, Variant
-from inpaint_distill.host.conventions import Convention
-{stage_import}
+from inpaint_distill import {imports}
+
 
 class {title}Adapter(Adapter):
     name = "{name}"
@@ -45,7 +44,7 @@ class {title}Adapter(Adapter):
 """
 
 _CODED = """\
-from inpaint_distill.host.adapter import Adapter
+from inpaint_distill import Adapter
 
 
 class {title}Adapter(Adapter):
@@ -100,11 +99,14 @@ def adapter_skeleton(
         convention=", ".join(words),
         stages=_listed(stages),
         attention=_listed([_write_site(site) for site in plan.attention]),
-        stage_import="".join(
-            f"from inpaint_distill.host.{module} import {name}\n"
-            for module, name, used in (
-                ("attention", "AttentionSite", any(site.call or site.index for site in plan.attention)),
-                ("stage", "Stage", any(stage.startswith("Stage(") for stage in stages)),
+        imports=", ".join(
+            name
+            for name, used in (
+                ("Adapter", True),
+                ("AttentionSite", any(site.call or site.index for site in plan.attention)),
+                ("Convention", True),
+                ("Stage", any(stage.startswith("Stage(") for stage in stages)),
+                ("Variant", True),
             )
             if used
         ),
