@@ -39,7 +39,8 @@ def attention(found: dict[str, Any], trial: dict[str, Any]) -> str:
     if not named and not tapped:
         return "none"
     refused = part.get("refused", 0)
-    return f"{tapped} tapped of {named}" + (f", {refused} refused" if refused else "")
+    # Of a family whose adapter leaves attention to discovery it is not said how many there are.
+    return f"{tapped} tapped" + (f" of {named}" if named else "") + (f", {refused} refused" if refused else "")
 
 
 def trains(trial: dict[str, Any]) -> str:
