@@ -102,7 +102,8 @@ def attach(
             "no optimizer to train them",
             "give attach() the optimizer, or image and mask now and make the optimizer afterwards",
         )
-    if (config.completion or config.fusion) and isinstance(host, nn.parallel.DistributedDataParallel):
+    wrapped = any(isinstance(part, nn.parallel.DistributedDataParallel) for part in host.modules())
+    if (config.completion or config.fusion) and wrapped:
         found = "DistributedDataParallel, which has already listed the parameters that it synchronises"
         raise PlanError("to inject a sub-module into the host", found, "attach before wrapping, with image and mask")
     distiller = Distiller(

@@ -46,7 +46,16 @@ class Variant:
         # By the names of all its bases: FSDP2 puts a class of its own in front of the host's.
         if self.kind not in {base.__name__ for base in type(host).__mro__}:
             return False
-        return set(self.has) <= {name for name, _ in host.named_modules(remove_duplicate=False)}
+        return all(_holds(host, name) for name in self.has)
+
+
+def _holds(host: nn.Module, name: str) -> bool:
+    # By its path alone: adapters are asked in every call that they make.
+    try:
+        host.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 class Adapter:

@@ -24,7 +24,7 @@ from inpaint_distill.host.attention_calls import (
 )
 from inpaint_distill.host.attention_choice import AttentionCandidate
 from inpaint_distill.host.guard import uncompiled, untouched
-from inpaint_distill.host.stage import level_of, token_grid
+from inpaint_distill.host.stage import MAX_PREFIX, level_of, token_grid
 from inpaint_distill.host.taps import Hook
 from inpaint_distill.host.trace import RESERVED
 from inpaint_distill.host.tree import tensors
@@ -36,7 +36,6 @@ __all__ = ["find_attention"]
 
 _MIN_TOKENS = 16  # a hole on a grid below 4 x 4 says nothing
 _MIN_KEYS = 4  # fewer are weights of a few branches
-_MAX_PREFIX = 8  # a class token, a distillation token, registers
 _PRODUCTS = frozenset(
     {"linear", "conv1d", "conv2d", "conv3d", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm"}
     | {"einsum", "tensordot", "cdist"}
@@ -172,7 +171,7 @@ class _Recorder(Hook):
     def _global(self, site: AttentionSite, frame: _Frame, *, folded: bool) -> AttentionCandidate:
         """Read the map as one over the whole image."""
         queries, keys = site.queries, site.keys
-        prefixes = range(_MAX_PREFIX + 1) if queries == keys else (0,)
+        prefixes = range(MAX_PREFIX + 1) if queries == keys else (0,)
         prefix = next((each for each in prefixes if token_grid(queries - each, self.image_size)), None)
         site = dataclasses.replace(site, queries=queries - (prefix or 0), prefix=prefix or 0)
         height, width = self.image_size

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from inpaint_distill.host.stage import Layout, Stage, level_of, token_grid
+from inpaint_distill.host.stage import MAX_PREFIX, Layout, Stage, level_of, token_grid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["Map", "join", "read_maps", "single_maps"]
 
 _MIN_CHANNELS = 8  # fewer is an image, a mask or a gate
-_MAX_PREFIX = 8  # a class token, a distillation token, registers
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,6 @@ def _readings(
         yield "NCHW", shape[1], (shape[2], shape[3]), 0
         yield "NHWC", shape[3], (shape[1], shape[2]), 0
     elif len(shape) == 3:
-        for prefix in range(_MAX_PREFIX + 1 if named else 1):
+        for prefix in range(MAX_PREFIX + 1 if named else 1):
             if grid := token_grid(shape[1] - prefix, image_size):
                 yield "tokens", shape[2], grid, prefix

@@ -55,7 +55,14 @@ def _stage_of(trace: Trace, name: str, item: Target | Stage) -> Stage:
     calls = sorted({event.call for event in trace.events if event.name == name})
     call = calls[wanted.call] if -len(calls) <= wanted.call < 0 else wanted.call
     events = [event for event in trace.events if (event.name, event.call) == (name, call)]
-    if callable(wanted.select) or (wanted.channels and wanted.stride):
+    described = bool(wanted.channels and wanted.stride)
+    if callable(wanted.select) and not described:
+        raise PlanError(
+            f"stage {dataclasses.replace(wanted, name=name).label}",
+            "a function that chooses the feature, of which the dry run sees no shape",
+            "say what it gives: Stage(name=..., select=..., channels=..., stride=...)",
+        )
+    if described:
         if not events:
             raise PlanError(f"stage {wanted.label}", f"{len(calls)} calls of {name}", f"use a call below {len(calls)}")
         return dataclasses.replace(wanted, name=name, call=call)  # what is said of it is taken as it is

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from inpaint_distill.host.tree import Path, format_path, rebuild, select
 
-__all__ = ["Layout", "Selector", "Stage", "level_of", "token_grid"]
+__all__ = ["MAX_PREFIX", "Layout", "Selector", "Stage", "level_of", "token_grid"]
 
 Layout = Literal["NCHW", "NHWC", "tokens"]
 Selector: TypeAlias = Path | tuple[Path, ...] | Callable[[Any], Tensor]
+MAX_PREFIX = 8
+"""Most tokens before those of a grid: a class token, a distillation token, registers."""
+
 _TOLERANCE = 0.2  # of an octave: convolutions without padding and odd sizes shift a resolution by a few pixels
 
 
@@ -120,14 +123,17 @@ class Stage:
         Raises:
             LookupError: It is not there.
         """
-        parts = self.parts(output)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 3 if self.layout == "NHWC" else 1)
+        return self.join(self.parts(output))
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Return the feature that :meth:`parts` make, along their channels."""
+        return parts[0] if len(parts) == 1 else torch.cat(parts, self._axis)
 
     def write(self, output: Any, feature: Tensor) -> Any:
         """Return a module's output with the feature replaced by one of the same shape; what is beside it stays."""
         parts = self.parts(output)
-        axis = 3 if self.layout == "NHWC" else 1
-        pieces = torch.split(feature, [part.shape[axis] for part in parts], axis) if len(parts) > 1 else (feature,)
+        widths = [part.shape[self._axis] for part in parts]
+        pieces = torch.split(feature, widths, self._axis) if len(parts) > 1 else (feature,)
         replaced = {id(part): piece for part, piece in zip(parts, pieces, strict=True)}
         return rebuild(output, lambda _, tensor: replaced.get(id(tensor), tensor))
 
@@ -149,6 +155,11 @@ class Stage:
             tokens = map.flatten(2).transpose(1, 2)
             return torch.cat([feature[:, : self.prefix], tokens], 1) if self.prefix else tokens
         return map
+
+    @property
+    def _axis(self) -> int:
+        """The dimension of the channels."""
+        return 1 if self.layout == "NCHW" else -1
 
     @staticmethod
     def from_spec(values: dict[str, Any]) -> Stage:

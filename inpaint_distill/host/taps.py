@@ -132,12 +132,13 @@ class FeatureTaps:
         """Keep one stage's feature; called by the hooks."""
         stage = self.stages[index]
         try:
-            for part in stage.parts(output):
-                if self.watch is not None and part.requires_grad:
-                    self.watch(index, part)
-            feature = stage.read(output)
+            parts = stage.parts(output)
         except LookupError as error:
             raise CaptureError(f"stage {stage.label}", str(error), "correct the stage's `select`") from None
+        for part in parts:
+            if self.watch is not None and part.requires_grad:
+                self.watch(index, part)
+        feature = stage.join(parts)
         if stage.clone:
             feature = feature.clone()
         self._kept[index] = (feature, feature._version)

@@ -73,6 +73,16 @@ def test_tensors_that_are_concatenated_are_split_again(batch_size, channels, las
     assert [each[0].shape for each in written] == [part.shape for part in parts]
 
 
+def test_tokens_are_concatenated_along_their_channels_and_not_one_after_the_other():
+    first, second = torch.randn(2, 25, 3), torch.randn(2, 25, 5)
+    stage = Stage(name="m", select=((0,), (1,)), layout="tokens", prefix=1)
+    feature = stage.read((first, second))
+    assert torch.equal(feature, torch.cat([first, second], 2))
+    assert stage.as_map(feature, (32, 48)).shape == (2, 8, 4, 6)
+    new = torch.randn_like(feature)
+    assert torch.equal(stage.read(stage.write((first, second), new)), new)
+
+
 def test_the_order_of_what_is_concatenated_is_that_of_the_selection():
     first, second = torch.zeros(1, 2, 4, 4), torch.ones(1, 3, 4, 4)
     stage = Stage(name="m", select=((1,), (0,)))
@@ -314,8 +324,9 @@ def test_the_last_call_is_settled_when_it_is_planned():
         (Stage(name="down.enc1", call=-4), "call -4"),
         (Stage(name="down.enc1", select=(0,)), r"down.enc1\[0\]"),
         (Stage(name="down.enc1", call=7, channels=12, stride=2), "use a call below 3"),
+        (Stage(name="down.enc1", select=len), r"down.enc1 by len(.|\n)*channels=\.\.\., stride="),
     ],
-    ids=["after the last", "before the first", "no such member", "described, after the last"],
+    ids=["after the last", "before the first", "no such member", "described, after the last", "of unknown shape"],
 )
 def test_a_stage_that_is_not_there_is_refused_by_name(stage, words):
     toy = ZOO["recurrent"]

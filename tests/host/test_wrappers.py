@@ -151,6 +151,12 @@ def test_blocks_are_to_be_injected_before_ddp_lists_the_parameters(alone, option
     assert footprint(host) == before
 
 
+def test_ddp_inside_another_wrapper_is_seen_before_blocks_are_injected(alone):
+    host = distributed(TOY.build())
+    with pytest.raises(PlanError, match="attach before wrapping"):
+        inpaint_distill.attach(torch.compile(host, backend="eager"), make_optimizer(host), completion=True)
+
+
 # -- wrappers around parts of a host -----------------------------------------------------------------------------------
 
 
