@@ -44,7 +44,9 @@ def named_stages(trace: Trace, wanted: Sequence[Target | Stage]) -> tuple[Stage,
 
 def output_stages(trace: Trace) -> tuple[Stage, ...]:
     """Return the maps that the root itself puts out, shallow to deep, if they are a pyramid; else nothing."""
-    root = next(event for event in reversed(trace.events) if not event.name)
+    root = next((event for event in reversed(trace.events) if not event.name), None)
+    if root is None:  # the module is run by a method of its own
+        return ()
     maps = sorted(read_maps(root, trace), key=lambda found: found.level)
     distinct = len({found.level for found in maps}) == len(maps) >= 2
     return tuple(found.stage(trace.image_size) for found in maps) if distinct else ()

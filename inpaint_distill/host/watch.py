@@ -82,12 +82,18 @@ class Watch:
         if self._attention is not None:
             self._attention.begin(partial(self._tell, "attention") if watch else None, seen)
 
-    def run(self, forward: Callable[[], Any], image_size: tuple[int, int], *, stop: bool = True) -> Views:
+    def run(
+        self,
+        forward: Callable[[], Any],
+        image_size: tuple[int, int] | Callable[[], tuple[int, int]],
+        *,
+        stop: bool = True,
+    ) -> Views:
         """Run a forward, up to its last tap or to its end, and return what it showed.
 
         Args:
             forward: Calls the root.
-            image_size: Height and width of the image, which token sequences cover.
+            image_size: Height and width of the image, which token sequences cover, or what tells them afterwards.
             stop: End it at the last tap: what the module would do with the features is not computed.
         """
         self.begin(stop=stop)
@@ -98,7 +104,7 @@ class Watch:
         except BaseException:
             self.clear()
             raise
-        return self.take(image_size)
+        return self.take(image_size() if callable(image_size) else image_size)
 
     def end(self) -> None:
         """Keep nothing that is run from now on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -9,9 +11,11 @@ import torch
 from inpaint_distill.errors import PlanError
 from inpaint_distill.host.attention_choice import named_attention
 from inpaint_distill.host.attention_discovery import find_attention
+from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.discovery import choose_encoder, find_encoders
 from inpaint_distill.host.guard import forked_rng, module_device
 from inpaint_distill.host.named_stages import named_stages, output_stages
+from inpaint_distill.host.taps import MethodHook
 from inpaint_distill.host.trace import trace_forward
 from inpaint_distill.host.watch import Views, Watch
 from inpaint_distill.teachers.base import Teacher
@@ -22,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from inpaint_distill.host.attention import AttentionSite
-    from inpaint_distill.host.call import HostCall
     from inpaint_distill.host.stage import Stage
 
 __all__ = ["ModuleTeacher"]
@@ -78,20 +81,26 @@ class ModuleTeacher(Teacher):
                 f"{type(error).__name__}: {error}",
                 "say how to run it: ModuleTeacher(module, call=lambda module, image: ...)",
             ) from error
+        # The call may show the module another size than the image's.
+        first = next(event.inputs for event in sorted(trace.events, key=lambda event: event.start))
+        self.shown = _largest(first) or image_size
+        trace = dataclasses.replace(trace, image_size=self.shown, used_size=self.shown)
         own = named_stages(trace, self.stages) if self.stages else output_stages(trace)
         if not own:
             encoders = find_encoders(trace)
             own = encoders[choose_encoder(encoders)[0]].stages
-        self.paired = tuple(min(own, key=lambda each: abs(each.stride - stage.stride)) for stage in stages)
+        enlarged = self.shown[0] / image_size[0]
+        self.paired = tuple(min(own, key=lambda each: abs(each.stride / enlarged - stage.stride)) for stage in stages)
         own_sites: tuple[AttentionSite, ...] = ()
         if sites and self.attention:
-            candidates = find_attention(self.module, lambda: self.call(self.module, image), image_size)
+            candidates = find_attention(self.module, lambda: self.call(self.module, image), self.shown)
             own_sites = named_attention(candidates, self.attention)
             if len(own_sites) != len(sites):
                 asked = f"{len(sites)} attention layers of the teacher, one for each of the host's"
                 raise PlanError(asked, f"{len(own_sites)}", "name as many in ModuleTeacher(attention=[...])")
         self.sites = own_sites
         self.watch = Watch(self.module, tuple(dict.fromkeys(self.paired)), own_sites, logits=True)
+        self.handle = self.module.register_forward_pre_hook(MethodHook(self, "_shown"), with_kwargs=True)
         return self.paired
 
     def views(self, call: HostCall, image: Tensor) -> Views:
@@ -99,8 +108,7 @@ class ModuleTeacher(Teacher):
         if self.watch is None:
             raise RuntimeError("the teacher has not been planned")
         with torch.no_grad(), forked_rng(image.device):
-            size = (image.shape[2], image.shape[3])
-            seen = self.watch.run(lambda: self.call(self.module, image), size)
+            seen = self.watch.run(lambda: self.call(self.module, image), lambda: self.shown)
         kept = dict(zip(self.watch.stages, seen.features, strict=True))
         return Views([kept[stage] for stage in self.paired], seen.attention)
 
@@ -108,9 +116,20 @@ class ModuleTeacher(Teacher):
         """Take the taps off and give the training flags back."""
         if self.watch is not None:
             self.watch.remove()
+            self.handle.remove()
         for part, training in getattr(self, "modes", {}).items():
             part.training = training
+
+    def _shown(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the size that the module is shown, which token sequences cover."""
+        self.shown = HostCall(args, kwargs).image_size() or self.shown
 
     def describe(self) -> str:
         """Say in one line what the teacher is."""
         return f"module: {type(self.module).__name__}"
+
+
+def _largest(shapes: Sequence[tuple[int, ...]]) -> tuple[int, int] | None:
+    """Return the largest (height, width) of the maps (B, C, H, W)."""
+    sizes = [(shape[2], shape[3]) for shape in shapes if len(shape) == 4]
+    return max(sizes, key=math.prod, default=None)

@@ -11,7 +11,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 import inpaint_distill
-from inpaint_distill import EMATeacher, FrozenTeacher, ModuleTeacher, OnlineTeacher
+from inpaint_distill import EMATeacher, FrozenTeacher, ModuleTeacher, OnlineTeacher, Stage
 from inpaint_distill.errors import ConfigError, PlanError
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.replay import derive_recipe
@@ -337,6 +337,36 @@ def test_the_stages_of_a_module_can_be_named():
     assert [stage.name for stage in setting.teacher.paired] == ["enc2"] * 3
     with pytest.raises(PlanError, match="nothing"):
         meet(ModuleTeacher(ZOO["white_holes"].build(), stages=["nothing"]))
+
+
+def test_a_module_that_is_shown_an_enlarged_image_is_paired_by_the_share_of_the_image_a_cell_covers():
+    backbone = timm.create_model("test_resnet", pretrained=False, features_only=True)
+
+    def enlarge(network, image):
+        return network(nn.functional.interpolate(image, scale_factor=4, mode="bilinear"))
+
+    setting = meet(ModuleTeacher(backbone, call=enlarge))
+    own = backbone.feature_info.reduction()
+    assert [stage.stride for stage in setting.teacher.paired] == [own[1], own[2], own[3]]  # 4, 8, 16 for 1, 2, 4
+    image, _ = batch()
+    with torch.no_grad():
+        whole = enlarge(backbone, image)
+    assert all(torch.equal(seen, whole[level]) for level, seen in zip((1, 2, 3), setting.features(), strict=True))
+
+
+def test_the_tokens_of_an_enlarged_image_cover_it_where_a_method_is_called_and_where_the_module_is():
+    tokens = timm.create_model("test_vit", pretrained=False, dynamic_img_size=True, num_classes=0)
+
+    def enlarged(image):
+        return nn.functional.interpolate(image, scale_factor=2)
+
+    stages = [Stage(name="blocks.1", prefix=1)]
+    image, _ = batch()
+    with torch.no_grad():
+        expected = tokens.forward_intermediates(enlarged(image), indices=[1], norm=False, intermediates_only=True)[0]
+    for call in (lambda module, x: module(enlarged(x)), lambda module, x: module.forward_features(enlarged(x))):
+        setting = meet(ModuleTeacher(tokens, call=call, stages=stages))
+        assert torch.equal(setting.features()[0], expected)
 
 
 class FixedSize(nn.Module):
