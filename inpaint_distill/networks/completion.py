@@ -87,6 +87,7 @@ class CompletionBlock(nn.Module):
             # it starts at 1: the block starts as a plain convolution, whose weight has its full gradient (ours).
             kernel = 2 * self.kernel(entering).sigmoid()
             wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
-            completed = wide + share * adaptive_convolution(wide, self.weight, self.offset(entering), kernel)
+            branch = adaptive_convolution(wide, self.weight, self.offset(entering), kernel, share > 0)
+            completed = wide + share * branch
         # Not by `share` alone: 0 times an overflow is NaN.
         return torch.where(share > 0, completed.to(feature.dtype), feature)

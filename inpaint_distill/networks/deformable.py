@@ -11,13 +11,16 @@ from inpaint_distill.double_backward import needs_double_backward
 __all__ = ["adaptive_convolution"]
 
 
-def adaptive_convolution(feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor) -> Tensor:
+def adaptive_convolution(
+    feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor, where: Tensor | None = None
+) -> Tensor:
     """Compute ``F(x)_j = sum_k V_{j,k} * W_k * x_{j + k + D_{j,k}}`` (DGI, completion block).
 
     Samples bilinearly, with zeros outside the feature; stride 1, dilation 1, same size out. This is a modulated
-    deformable convolution. On CUDA it is torchvision's, which keeps nothing for the backward but its inputs, and has no
-    second derivative. Elsewhere, and within :func:`~inpaint_distill.double_backward.double_backward`, the same sum is
-    written in plain operations. Value and first derivative are the same, also where a sample falls on a pixel and the
+    deformable convolution. On CUDA it is torchvision's, which keeps nothing for the backward but its inputs, on the CPU
+    it is done at the pixels asked for alone; neither has a second derivative. Within
+    :func:`~inpaint_distill.double_backward.double_backward` the same sum is written in plain operations. Value and
+    first derivative are the same, also where a sample falls on a pixel and the
     slope jumps: both take the side of the larger coordinate.
 
     Args:
@@ -26,6 +29,7 @@ def adaptive_convolution(feature: Tensor, weight: Tensor, offset: Tensor, kernel
         offset: ``D`` in pixels, (B, 2*K*K, H, W): down and right of the first kernel point, then of the second, in
             row-major order of the points (torchvision's order).
         kernel: ``V``, (B, K*K, H, W).
+        where: Pixels ``j`` that are asked for, bool (B, 1, H, W); all by default. At others the result is not defined.
 
     Returns:
         (B, O, H, W), computed in float32 at least and returned in the feature's dtype.
@@ -36,10 +40,14 @@ def adaptive_convolution(feature: Tensor, weight: Tensor, offset: Tensor, kernel
     tensor([0.5000, 1.5000, 2.5000, 1.5000])
     """
     dtype = torch.promote_types(feature.dtype, torch.float32)
-    # On a CPU torchvision's backward takes several times as long as the plain operations'.
-    compute = _fused if feature.is_cuda and not needs_double_backward() else _gathered
+    arguments = (feature.to(dtype), weight.to(dtype), offset.to(dtype), kernel.to(dtype))
     with torch.autocast(feature.device.type, enabled=False):
-        out = compute(feature.to(dtype), weight.to(dtype), offset.to(dtype), kernel.to(dtype))
+        if needs_double_backward():
+            out = _gathered(*arguments)
+        elif feature.device.type == "cpu":  # torchvision's backward takes several times as long there
+            out = _bagged(*arguments, where)
+        else:
+            out = (_fused if feature.is_cuda else _gathered)(*arguments)
     return out.to(feature.dtype)
 
 
@@ -66,6 +74,36 @@ def _gathered(feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor) -
                 share = kernel[:, k] * share_y * share_x
                 sample = sample + share.reshape(-1, 1) * pixels.index_select(0, (first + y * width + x).flatten())
         out = out + F.linear(sample, weight[:, :, k // size, k % size])
+    return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _bagged(feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor, where: Tensor | None = None) -> Tensor:
+    batch, channels, height, width = feature.shape
+    size = weight.shape[-1]
+    points = size * size
+    pixels = feature.permute(0, 2, 3, 1).reshape(-1, channels)
+    device = feature.device
+    chosen = torch.arange(len(pixels), device=device) if where is None else where.flatten().nonzero()[:, 0]
+
+    def rows(values: Tensor, *last: int) -> Tensor:
+        return values.permute(0, 2, 3, 1).reshape(len(pixels), *last).index_select(0, chosen)
+
+    shift, share = rows(offset, points, 2), rows(kernel, points)
+    point = torch.arange(points, device=device)
+    row = (chosen // width % height).unsqueeze(1) + point // size - size // 2
+    column = (chosen % width).unsqueeze(1) + point % size - size // 2
+    first = (chosen // (height * width) * (height * width)).unsqueeze(1)
+    index, part = [], []
+    for y, share_y in _neighbours(shift[..., 0] + row, height):
+        for x, share_x in _neighbours(shift[..., 1] + column, width):
+            index.append(first + y * width + x)
+            part.append(share * share_y * share_x)
+    # One bag for each sample: its four neighbours, weighed and added up in one pass over the memory.
+    bags, weights = (torch.stack(each, -1).view(-1, len(index)) for each in (index, part))
+    samples = F.embedding_bag(bags, pixels, mode="sum", per_sample_weights=weights)
+    out = F.linear(samples.view(len(chosen), points * channels), weight.permute(0, 2, 3, 1).flatten(1))
+    if where is not None:
+        out = out.new_zeros(len(pixels), len(weight)).index_copy(0, chosen, out)
     return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 

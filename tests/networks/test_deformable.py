@@ -1,4 +1,4 @@
-"""The adaptive convolution against torch's own sampling, in both of its forms, up to the second derivative."""
+"""The adaptive convolution against torch's own sampling, in each of its forms, up to the second derivative."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from inpaint_distill.double_backward import double_backward
 from inpaint_distill.networks import deformable
 from inpaint_distill.networks.deformable import adaptive_convolution
 
-FORMS = [deformable._gathered, deformable._fused]
+FORMS = [deformable._gathered, deformable._bagged, deformable._fused]
 
 
 def arguments(batch, channels, out, size, height, width, reach=2.0):
@@ -62,14 +62,25 @@ def test_value_and_gradient_are_those_of_the_formula(form, batch, channels, out,
 
 
 @pytest.mark.parametrize("reach", [0, 1, 9])
-def test_both_forms_take_the_same_side_where_a_sample_falls_on_a_pixel(reach):
+def test_the_forms_take_the_same_side_where_a_sample_falls_on_a_pixel(reach):
     feature, weight, offset, kernel = arguments(2, 3, 4, 3, 5, 6)
     offset = torch.randint(-reach, reach + 1, offset.shape).double().requires_grad_()
     tensors = (feature, weight, offset, kernel)
     seed = torch.randn(2, 4, 5, 6, dtype=torch.float64)
-    gathered, fused = (form(*tensors) for form in FORMS)
-    torch.testing.assert_close(gathered, fused)
-    torch.testing.assert_close(*(gradients(form, tensors, seed) for form in FORMS))
+    expected, *others = FORMS
+    for form in others:
+        torch.testing.assert_close(form(*tensors), expected(*tensors))
+        torch.testing.assert_close(gradients(form, tensors, seed), gradients(expected, tensors, seed))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_pixels_that_are_asked_for_are_as_if_all_were_and_the_gradient_is_theirs(share):
+    tensors = arguments(2, 3, 4, 3, 5, 6)
+    where = torch.rand(2, 1, 5, 6) < share
+    out, whole = adaptive_convolution(*tensors, where), adaptive_convolution(*tensors)
+    torch.testing.assert_close(out * where, whole * where)
+    seed = torch.randn_like(whole) * where
+    torch.testing.assert_close(*(torch.autograd.grad((each * seed).sum(), tensors) for each in (out, whole)))
 
 
 def test_without_offsets_and_with_kernels_of_one_it_is_a_convolution():
