@@ -75,7 +75,7 @@ def _add_boost(parser: argparse.ArgumentParser) -> None:
         dest="variants",
         default=unset,
         metavar="NAME",
-        help="train the parts of the method one by one and together, or those named",
+        help="train the parts of the method one by one and together, or those named (docs/method.md lists them)",
     )
     settings.add_argument(
         "--val-only",

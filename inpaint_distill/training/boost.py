@@ -13,18 +13,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from inpaint_distill.adapters import get
 from inpaint_distill.config import from_dict, to_dict
 from inpaint_distill.errors import StateError
-from inpaint_distill.training.ablation import BARE, LONGER, variant_config
+from inpaint_distill.training.ablation import BARE, LONGER, WIDENED
 from inpaint_distill.training.cost import step_cost
 from inpaint_distill.training.data import load_data
 from inpaint_distill.training.figures import curves, differences, forest, panels
 from inpaint_distill.training.inspect import inspect_study
 from inpaint_distill.training.loop import Trainer, scored
-from inpaint_distill.training.metrics import METRICS, composite
+from inpaint_distill.training.metrics import composite
 from inpaint_distill.training.pool import PANELS, Pool
 from inpaint_distill.training.report import write_report
 from inpaint_distill.training.result import assemble
 from inpaint_distill.training.settings import BoostSettings, Run
-from inpaint_distill.training.tables import markdown_overview, markdown_table
+from inpaint_distill.training.tables import METRIC_FORMATS, markdown_overview, markdown_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,9 +79,10 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
 
 def _write(result: dict[str, Any], images: dict[str, Tensor], folder: Path) -> None:
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    arm = result["settings"]["variants"][-1]
-    evidence = inspect_study(folder, folder / "inspect", arm=arm, console=Console(quiet=True))
-    tables = f"{markdown_overview(result)}\n{markdown_table(result, METRICS)}"
+    evidence = None
+    if distilled := [arm for arm in result["settings"]["variants"] if arm != WIDENED]:
+        evidence = inspect_study(folder, folder / "inspect", arm=distilled[-1], console=Console(quiet=True))
+    tables = f"{markdown_overview(result)}\n{markdown_table(result, tuple(METRIC_FORMATS))}"
     (folder / "table.md").write_text(tables, encoding="utf-8")
     panels({name: shown[:_PREVIEW] for name, shown in images.items()}, folder / "preview.png")
     draw = differences if len(result["settings"]["variants"]) == 1 else forest
@@ -89,7 +90,7 @@ def _write(result: dict[str, Any], images: dict[str, Tensor], folder: Path) -> N
         draw.__name__: draw(result, folder / f"{draw.__name__}.png"),
         "curves": curves(result, folder / "curves.png"),
         "panels": panels(images, folder / "panels.png"),
-        **{Path(name).stem: folder / "inspect" / name for name in evidence["figures"]},
+        **{Path(name).stem: folder / "inspect" / name for name in (evidence["figures"] if evidence else ())},
     }
     write_report(result, figures, folder, evidence)
 
@@ -167,9 +168,10 @@ def _runs(settings: BoostSettings, lr: float, ratio: float) -> list[Run]:
         lr: Learning rate of every run.
         ratio: Cost of a step of the last variant, in steps of the bare host.
     """
-    config = variant_config(settings.variants[-1], settings.distillation)
-    # The part of the training in which a step costs more; what is injected does not fade.
-    active = 1.0 if settings.fade is None or config.completion or config.fusion else settings.fade[1]
+    last = settings.variants[-1]
+    config, fade = settings.distillation_for(last, settings.steps), settings.fade_for(last)
+    # The part of the training in which a step costs more; what is injected or wider does not fade.
+    active = 1.0 if config is None or config.completion or config.fusion or fade is None else fade[1]
     longer = max(settings.steps, round(settings.steps * (1 + (ratio - 1) * active)))
     runs = []
     for seed in settings.seeds:

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from inpaint_distill.training.ablation import ARM_LABELS, BARE, LONGER, WHOLE
+from inpaint_distill.training.ablation import ARM_LABELS, BARE, LONGER, WHOLE, WIDENED
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.metrics import score
 from inpaint_distill.training.result import made_contrasts, main_split
@@ -40,6 +40,15 @@ _ARM_STYLES = {
     "finite_difference": ("#56B4E9", "--"),
     "unroll": ("#009E73", "--"),
     "all": ("#0072B2", "-"),
+    "teacher_frozen": ("#56B4E9", ":"),
+    "teacher_online": ("#009E73", ":"),
+    "teacher_ema": ("#CC79A7", ":"),
+    "channel_norm": ("#CC79A7", "--"),
+    "layer_norm": ("#CC79A7", "-."),
+    "no_norm": ("#8A8A8A", "-."),
+    "fixed_weights": ("#222222", ":"),
+    "no_fade": ("#0072B2", ":"),
+    WIDENED: ("#D55E00", "--"),
     LONGER: ("#E69F00", "--"),
 }
 _GAIN, _LOSS = _ARM_STYLES[WHOLE][0], _ARM_STYLES[BARE][0]

@@ -19,6 +19,7 @@ from inpaint_distill.training.data import Batches, EvalSet
 from inpaint_distill.training.images import crop_batch
 from inpaint_distill.training.masks import ratio_bin
 from inpaint_distill.training.metrics import score, summarise
+from inpaint_distill.training.perceptual import fid, lpips, not_measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,9 +64,23 @@ def restore(host: nn.Module, adapter: Adapter, data: EvalSet, batch: int = 64) -
     return torch.cat(parts)
 
 
-def evaluate(restored: Tensor, data: EvalSet) -> dict[str, dict[str, float]]:
-    """Score restored images by metric and bin of the hole ratio."""
-    return summarise(score(restored, data.images, data.holes), ratio_bin(data.holes))
+def evaluate(restored: Tensor, data: EvalSet, networks: torch.device | None = None) -> dict[str, dict[str, float]]:
+    """Score restored images by metric and bin of the hole ratio; FID, which is of a set, over all of them alone.
+
+    Args:
+        restored: (N, 3, H, W), as from :func:`restore`.
+        data: The truth.
+        networks: Where LPIPS and FID are computed, as far as their networks are at hand; ``None`` leaves them out.
+    """
+    found = summarise(score(restored, data.images, data.holes), ratio_bin(data.holes))
+    if networks is not None:
+        missing = not_measured(len(restored))
+        if "lpips" not in missing:
+            values = lpips(restored, data.images, data.holes, networks)
+            found |= summarise({"lpips": values}, ratio_bin(data.holes))
+        if "fid" not in missing:
+            found["fid"] = {"all": fid(restored, data.images, data.holes, networks)}
+    return found
 
 
 def mean_fill(data: EvalSet) -> float:
@@ -96,7 +111,7 @@ class Trainer:
         self.adapter: Adapter = get(settings.host)
         self.device = torch.device(settings.device)
         torch.manual_seed(run.seed)
-        host = self.adapter.build(**settings.host_options)
+        host = self.adapter.build(**settings.options_for(run.arm))
         if host is None:
             raise ConfigError(
                 f"to build the host {settings.host!r}", "its code has to be cloned", "attach() in its own loop"
@@ -192,7 +207,9 @@ class Trainer:
         )
 
     def _add_point(self) -> None:
-        self.val_scores = evaluate(restore(self.host, self.adapter, self.data.val), self.data.val)
+        last = self.step == self.run.steps and not self.run.trial and not self.settings.score_test
+        restored = restore(self.host, self.adapter, self.data.val)
+        self.val_scores = evaluate(restored, self.data.val, self.device if last else None)
         self.curve.append(
             {
                 "step": self.step,
@@ -210,6 +227,7 @@ class Trainer:
         test = self.data.test
         stuck = not self.curve[-1]["hole_psnr"] > mean_fill(self.data.val) + _STUCK_MARGIN
         unseen = self.run.trial or not self.settings.score_test
+        scores = {} if unseen else evaluate(restore(self.host, self.adapter, test), test, self.device)
         return {
             "arm": self.run.arm,
             "seed": self.run.seed,
@@ -221,7 +239,8 @@ class Trainer:
             "curve": self.curve,
             "channel_weights": self.channel_weights,
             "val_scores": self.val_scores,
-            "scores": {} if unseen else evaluate(restore(self.host, self.adapter, test), test),
+            "scores": scores,
+            "not_measured": {} if self.run.trial else not_measured(len(scored(self.settings, self.data).images)),
         }
 
     def _save(self, path: Path) -> None:

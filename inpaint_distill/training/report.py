@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from inpaint_distill.training.ablation import ARM_LABELS, BARE, WHOLE
 from inpaint_distill.training.evidence_table import HOW_TO_READ, table_head, table_rows
+from inpaint_distill.training.perceptual import NETWORK_METRICS
 from inpaint_distill.training.result import SCORES, made_contrasts, main_split, upgrade
 from inpaint_distill.training.tables import (
     METRIC_FORMATS,
@@ -18,6 +19,7 @@ from inpaint_distill.training.tables import (
     detail,
     detail_head,
     headlines,
+    measured,
     overview,
     overview_head,
 )
@@ -35,6 +37,10 @@ _HOW_TO_READ = (
     "Differences of means over the images, averaged over the seeds; intervals are Student-t over the paired seeds. "
     "They are not corrected for the number of rows: each sentence on top rests on one row, hole PSNR over all holes. "
     "Coloured: the interval excludes zero. Step: cost of a training step in steps of the host alone."
+)
+_HOW_TO_READ_NETWORKS = (
+    "LPIPS (AlexNet; images below 64 pixels are enlarged to 64) and FID (Inception v3) are measured at the end of a "
+    "run and compare the arms of this study alone: FID grows as images become fewer."
 )
 _CAPTIONS = {
     "curves": "Hole PSNR on the validation images. Thick lines: mean of the seeds; thin lines: one seed each.",
@@ -90,7 +96,7 @@ def write_report(
     parts = [
         *_opening(result),
         *(_overview(result, split) for split in SPLIT_LABELS),
-        f'<p class="quiet">{_HOW_TO_READ}</p>',
+        f'<p class="quiet">{_how_to_read(result)}</p>',
         *(_figure(name, Path(file)) for name, file in figures.items()),
         f"<h2>By hole ratio, {SPLIT_LABELS[main_split(result)]}</h2>" if made else "",
         *(_detail(result, contrast, unfolded=len(made) <= _OPEN_DETAILS) for contrast in made),
@@ -135,12 +141,18 @@ def _opening(result: Mapping[str, Any]) -> list[str]:
     return parts
 
 
+def _how_to_read(result: Mapping[str, Any]) -> str:
+    networks = set(NETWORK_METRICS) & set(measured(result, main_split(result)))
+    return f"{_HOW_TO_READ} {_HOW_TO_READ_NETWORKS}" if networks else _HOW_TO_READ
+
+
 def _overview(result: Mapping[str, Any], split: str) -> str:
-    rows = overview(result, split)
+    metrics = measured(result, split)
+    rows = overview(result, split, metrics)
     if not rows:
         return ""
     body = "".join(f"<tr>{_marked(row)}</tr>" for row in rows)
-    return f"<h2>On the {SPLIT_LABELS[split]}</h2>\n{_scrolled(overview_head(), body)}"
+    return f"<h2>On the {SPLIT_LABELS[split]}</h2>\n{_scrolled(overview_head(metrics), body)}"
 
 
 def _detail(result: Mapping[str, Any], contrast: Contrast, *, unfolded: bool) -> str:
@@ -179,12 +191,12 @@ def _tables(result: Mapping[str, Any]) -> list[str]:
         for row in result["tuning"]
     ]
     split = main_split(result)
-    scores = SCORES[split]
+    scores, formats = SCORES[split], {metric: METRIC_FORMATS[metric] for metric in measured(result, split)}
     runs = [
         (
             ARM_LABELS.get(run["arm"], run["arm"]),
             *(run["seed"], run["steps"], f"{run['lr']:g}", f"{run['seconds']:.1f}", _tick(run["stuck"])),
-            *(_number(run[scores][metric].get("all"), digits) for metric, (_, digits, _) in METRIC_FORMATS.items()),
+            *(_number(run[scores].get(metric, {}).get("all"), digits) for metric, (_, digits, _) in formats.items()),
         )
         for run in result["runs"]
     ]
@@ -193,7 +205,7 @@ def _tables(result: Mapping[str, Any]) -> list[str]:
         _table("Tuning of the bare host", ("learning rate", "steps", "val hole PSNR (dB)", "stuck", "chosen"), tuning),
         _table(
             f"Runs, on the {SPLIT_LABELS[split]}",
-            ("arm", "seed", "steps", "learning rate", "seconds", "stuck", *(f[0] for f in METRIC_FORMATS.values())),
+            ("arm", "seed", "steps", "learning rate", "seconds", "stuck", *(name for name, _, _ in formats.values())),
             runs,
         ),
         _table("Settings", ("setting", "value"), _flat(result["settings"]), left=True),

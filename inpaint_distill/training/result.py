@@ -18,6 +18,7 @@ from inpaint_distill.errors import StateError
 from inpaint_distill.training.ablation import ARM_LABELS, BARE, Contrast, contrasts
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.metrics import METRICS
+from inpaint_distill.training.perceptual import NETWORK_METRICS
 from inpaint_distill.training.statistics import Interval, paired_interval, verdict
 
 if TYPE_CHECKING:
@@ -89,16 +90,15 @@ def compare(runs: Sequence[Mapping[str, Any]], contrast: Contrast, split: str) -
         for arm in (contrast.baseline, contrast.arm)
     }
     first_arm, second_arm = arms[contrast.baseline], arms[contrast.arm]
-    seeds = [seed for seed in second_arm if seed in first_arm]
+    shared = [(first_arm[seed], scores) for seed, scores in second_arm.items() if seed in first_arm]
     rows = []
-    for metric in METRICS:
+    for metric in (*METRICS, *NETWORK_METRICS):
         for name in ("all", *BIN_NAMES):
-            first, second = (
-                [arm[seed][metric][name] for seed in seeds if name in arm[seed].get(metric, {})]
-                for arm in (first_arm, second_arm)
-            )
-            if not first:
+            # A run that was made before the weights of a metric's network were there has none of it.
+            pairs = [pair for pair in shared if all(name in scores.get(metric, {}) for scores in pair)]
+            if not pairs:
                 continue
+            first, second = ([scores[metric][name] for scores in arm] for arm in zip(*pairs, strict=True))
             interval = paired_interval(first, second)
             rows.append(
                 {
@@ -182,6 +182,8 @@ def _warnings(
     lrs = [trial["lr"] for trial in tuning]
     if len(lrs) > 1 and next(trial["lr"] for trial in tuning if trial["chosen"]) in (min(lrs), max(lrs)):
         found.append("the best learning rate is at the end of the list tried; the bare host may do better than shown")
+    reasons = (reason for run in runs for reason in run.get("not_measured", {}).items())
+    found += [f"{metric.upper()} was not measured: {reason}" for metric, reason in dict.fromkeys(reasons)]
     for arm in dict.fromkeys(row["arm"] for row in rows if row["baseline"] == BARE):
         own = (row["differences"] for row in rows if (row["baseline"], row["arm"]) == (BARE, arm))
         if not any(difference for differences in own for difference in differences):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from inpaint_distill.config import Config
 from inpaint_distill.errors import ConfigError
-from inpaint_distill.training.ablation import BARE, LONGER, WHOLE, variant_config
+from inpaint_distill.training.ablation import BARE, CHANGES, LONGER, WHOLE, WIDENED, variant_config
 
 __all__ = ["BoostSettings", "Run"]
 
@@ -19,8 +19,10 @@ class Run:
 
     Attributes:
         arm: ``bare``: the host alone; ``bare_equal_time``: alone, for the seconds that the last variant takes;
-            otherwise the variant: ``distilled``, or one of ``inpaint_distill.training.ablation.VARIANTS``.
-        seed: Seed of initialisation, data order, crops and masks: the same for every arm.
+            ``widened``: alone, with ``widened_options``; otherwise the variant: ``distilled``, or one of ``VARIANTS``
+            or ``CHANGES`` in ``inpaint_distill.training.ablation``.
+        seed: Seed of initialisation, data order, crops and masks: the same for every arm. A widened host, whose weights
+            have other shapes, shares everything but the initialisation.
         steps: Optimizer steps, over which the schedule is laid.
         lr: Peak learning rate.
         trial: It only serves to choose the learning rate: the test images are not looked at.
@@ -45,6 +47,9 @@ class BoostSettings:
     Attributes:
         host: Name of the family in ``inpaint_distill.adapters``.
         host_options: Arguments of the family's ``build``.
+        widened_options: Arguments of ``build`` for the arm ``widened``, in place of ``host_options``: those of a host
+            with about the parameters of the host with completion blocks, to tell what the blocks do from what their
+            parameters do.
         data: Folder of images, searched recursively; ``None`` makes synthetic scenes.
         masks: Folder of masks, white = hole; ``None`` draws free-form ones.
         size: Side of the training crops and the test images, in pixels.
@@ -63,7 +68,8 @@ class BoostSettings:
         equal_time: Also train the bare host for the seconds of the last variant.
         score_test: Score the test images at the end of each run; ``False`` while choosing between settings, so that
             nothing is chosen on them: the validation images are then all there is.
-        variants: What is trained beside the bare host: ``distilled``, the distillation as it is, or parts of it.
+        variants: What is trained beside the bare host: ``distilled``, the distillation as it is; parts of it, or it
+            with one thing changed; ``widened``.
         distillation: The distillation.
         jobs: Runs at a time, one thread each; ``None`` for the number of cores (1 on an accelerator).
         device: ``cpu`` or ``cuda``.
@@ -71,6 +77,7 @@ class BoostSettings:
 
     host: str = "partial-conv"
     host_options: dict[str, Any] = field(default_factory=dict)
+    widened_options: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
     masks: str | None = None
     size: int = 32
@@ -107,17 +114,33 @@ class BoostSettings:
             raise ConfigError("fade", f"{self.fade}", "give two parts of the training, 0 <= first < last <= 1")
         if not self.variants or len(set(self.variants)) < len(self.variants):
             raise ConfigError("variants", f"{self.variants}", "give distinct variants, at least one")
+        own = self.distillation_for(WHOLE, self.steps)
         for name in self.variants:
+            if name == WIDENED:
+                if not self.widened_options:
+                    fix = "say how wide, such as widened_options: {width: 40}"
+                    raise ConfigError(f"variant {name!r}", "no widened_options", fix)
+                continue
             variant_config(name, self.distillation)
+            if name in CHANGES and self.distillation_for(name, self.steps) == own:
+                raise ConfigError(f"variant {name!r}", "the study's distillation is like that", f"use {WHOLE!r}")
+
+    def options_for(self, arm: str) -> dict[str, Any]:
+        """Return the arguments of ``build`` for an arm."""
+        return self.widened_options if arm == WIDENED else self.host_options
+
+    def fade_for(self, arm: str) -> tuple[float, float] | None:
+        """Return the parts of the training between which an arm's distillation fades; ``None`` for never."""
+        return None if arm in CHANGES and not CHANGES[arm].fade else self.fade
 
     def distillation_for(self, arm: str, steps: int) -> Config | None:
-        """Return an arm's distillation, with its fade in steps; ``None`` for the bare host."""
-        if arm in (BARE, LONGER):
+        """Return an arm's distillation, with its fade in steps; ``None`` for a host alone."""
+        if arm in (BARE, LONGER, WIDENED):
             return None
-        config = variant_config(arm, self.distillation)
-        if self.fade is None:
+        config, fade = variant_config(arm, self.distillation), self.fade_for(arm)
+        if fade is None:
             return config
-        first, last = (round(part * steps) for part in self.fade)
+        first, last = (round(part * steps) for part in fade)
         return dataclasses.replace(config, decay=(first, max(last, first + 1)))
 
     def trials(self) -> list[Run]:

@@ -30,6 +30,7 @@ __all__ = [
     "headlines",
     "markdown_overview",
     "markdown_table",
+    "measured",
     "overview",
     "overview_head",
     "print_table",
@@ -44,6 +45,8 @@ METRIC_FORMATS = {
     "psnr": ("PSNR (dB) ↑", 2, 1),
     "ssim": ("SSIM ↑", 4, 1),
     "l1": ("L1 ↓", 4, -1),
+    "lpips": ("LPIPS ↓", 4, -1),
+    "fid": ("FID ↓", 2, -1),
 }
 
 
@@ -80,14 +83,18 @@ def headlines(result: Mapping[str, Any]) -> list[tuple[Verdict, str]]:
     return found
 
 
-def overview_head(metrics: Iterable[str] = METRIC_FORMATS) -> tuple[str, ...]:
+def measured(result: Mapping[str, Any], split: str) -> tuple[str, ...]:
+    """Return the metrics that every contrast of a result has on a split, in the order of the tables."""
+    found = [{metric for metric, _ in _rows(result, split, contrast)} for contrast in made_contrasts(result)]
+    return tuple(metric for metric in METRIC_FORMATS if any(found) and all(metric in own for own in found if own))
+
+
+def overview_head(metrics: Iterable[str]) -> tuple[str, ...]:
     """Return the heads of the columns of :func:`overview`."""
     return ("arm", "against", *(METRIC_FORMATS[metric][0] for metric in metrics), "pairs", "step", "parameters")
 
 
-def overview(
-    result: Mapping[str, Any], split: str, metrics: Sequence[str] = tuple(METRIC_FORMATS)
-) -> list[tuple[Cell, ...]]:
+def overview(result: Mapping[str, Any], split: str, metrics: Sequence[str]) -> list[tuple[Cell, ...]]:
     """Return one row per contrast: the difference in each metric over all holes, with what the arm costs.
 
     The first row has the bare host's own values. ``step`` is the cost of a training step in steps of the bare host,
@@ -157,10 +164,12 @@ def markdown_overview(result: Mapping[str, Any], splits: Sequence[str] = tuple(S
     """Return one Markdown table per split that was scored, with one row per contrast."""
     parts = []
     for split in splits:
-        rows = overview(result, split)
+        metrics = measured(result, split)
+        rows = overview(result, split, metrics)
         if rows:
+            head = _markdown_head(overview_head(metrics), left=2)
             body = [_markdown_row([cell.text for cell in row]) for row in rows]
-            parts.append("\n".join([f"On the {SPLIT_LABELS[split]}:\n", *_markdown_head(overview_head(), 2), *body]))
+            parts.append("\n".join([f"On the {SPLIT_LABELS[split]}:\n", *head, *body]))
     return "\n\n".join(parts) + "\n"
 
 

@@ -21,7 +21,7 @@ from inpaint_distill.state import read_state
 from inpaint_distill.teachers import FrozenTeacher
 from inpaint_distill.teachers.base import CopyTeacher
 from inpaint_distill.teachers.choose import make_teacher
-from inpaint_distill.training.ablation import BARE, LONGER
+from inpaint_distill.training.ablation import BARE, LONGER, WIDENED
 from inpaint_distill.training.settings import BoostSettings, Run
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def open_study(folder: Path, arm: str) -> FinishedStudy:
         (run["arm"], run["seed"]): Run(**{key: run[key] for key in ("arm", "seed", "steps", "lr")})
         for run in result["runs"]
     }
-    arms = [name for name in dict.fromkeys(name for name, _ in runs) if name not in (BARE, LONGER)]
+    arms = [name for name in dict.fromkeys(name for name, _ in runs) if name not in (BARE, LONGER, WIDENED)]
     if arm not in arms:
         raise ConfigError(f"arm {arm!r}", "the study has none of that name", f"use {near_names(arm, arms)}")
     pairs = [(runs[BARE, seed], run) for (name, seed), run in runs.items() if name == arm and (BARE, seed) in runs]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -15,15 +16,16 @@ from safetensors.torch import load_file
 
 from inpaint_distill.adapters import get
 from inpaint_distill.cli import main
-from inpaint_distill.config import Config, from_dict, to_dict
+from inpaint_distill.config import AttentionConfig, Config, TermConfig, from_dict, to_dict
 from inpaint_distill.errors import ConfigError
 from inpaint_distill.training import boost as boost_module
 from inpaint_distill.training import cost as cost_module
 from inpaint_distill.training import pool as pool_module
-from inpaint_distill.training.ablation import VARIANTS, Contrast, contrasts, variant_config
+from inpaint_distill.training.ablation import ARM_LABELS, CHANGES, VARIANTS, Contrast, contrasts, variant_config
 from inpaint_distill.training.boost import boost
 from inpaint_distill.training.data import EvalSet, load_data
 from inpaint_distill.training.figures import curves, differences
+from inpaint_distill.training.inspect import inspect_study
 from inpaint_distill.training.loop import Trainer
 from inpaint_distill.training.report import write_report
 from inpaint_distill.training.result import read_result
@@ -131,6 +133,128 @@ def test_the_look_aheads_are_compared_with_uniform_weights_and_all_with_the_same
     assert contrasts(("distilled",), equal_time=False) == [Contrast("steps", "bare", "distilled")]
 
 
+STUDY = Config(teacher_steps=2, warmup=0, balance_every=1, cross=TermConfig(normalize="none"), decay=(3, 9))
+NORMALIZE = {"channel_norm": "channel", "layer_norm": "layer", "no_norm": "none"}
+EXPECTED = {
+    "teacher_frozen": dataclasses.replace(STUDY, teacher="frozen"),
+    "teacher_online": dataclasses.replace(STUDY, teacher="online"),
+    "teacher_ema": STUDY,
+    **{
+        name: dataclasses.replace(STUDY, cross=TermConfig(normalize=how), self_=TermConfig(weight=0.05, normalize=how))
+        for name, how in NORMALIZE.items()
+    },
+    "fixed_weights": dataclasses.replace(
+        STUDY,
+        balance="none",
+        cross=TermConfig(weight=0.01, normalize="none"),
+        self_=TermConfig(weight=0.0025),
+        attention=AttentionConfig(weight=0.05),
+    ),
+    "no_fade": dataclasses.replace(STUDY, decay=None),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_distillation_is_the_studys_but_for_one_thing(name):
+    assert variant_config(name, STUDY) == EXPECTED[name]
+
+
+def test_a_changed_distillation_leaves_out_what_the_study_does():
+    study = from_dict(Config, {"self": {"weight": 0.0}, "attention": {"weight": 0.0}, "completion": True})
+    fixed = variant_config("fixed_weights", study)
+    assert (fixed.cross.weight, fixed.self_.weight, fixed.attention.weight, fixed.completion) == (0.01, 0.0, 0.0, True)
+    unnormalized = variant_config("no_norm", study)
+    assert (unnormalized.cross, unnormalized.self_) == (TermConfig(normalize="none"), study.self_)
+
+
+def test_one_arm_alone_never_fades():
+    settings = BoostSettings(fade=(0.5, 1.0), variants=("distilled", "no_fade", "layer_norm"))
+    decays = [settings.distillation_for(name, 200).decay for name in settings.variants]
+    assert decays == [(100, 200), None, (100, 200)]
+    assert [settings.fade_for(name) for name in settings.variants] == [(0.5, 1.0), None, (0.5, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("teacher_ema", {}),
+        ("channel_norm", {}),
+        ("no_fade", {"fade": None}),
+        ("teacher_online", {"distillation": {"teacher": "online"}}),
+    ],
+)
+def test_a_change_to_what_the_study_has_already_is_an_error(name, values):
+    with pytest.raises(ConfigError, match="is like that"):
+        from_dict(BoostSettings, {**values, "variants": [name]})
+
+
+def test_a_widened_host_wants_its_options_and_has_no_distillation():
+    with pytest.raises(ConfigError, match="widened_options"):
+        BoostSettings(variants=("widened",))
+    settings = BoostSettings(variants=("widened",), host_options={"width": 4}, widened_options={"width": 7})
+    assert settings.distillation_for("widened", 100) is None
+    assert [settings.options_for(arm)["width"] for arm in ("bare", "all", "bare_equal_time", "widened")] == [4, 4, 4, 7]
+
+
+def test_changes_are_compared_with_the_studys_own_and_completion_with_width():
+    names = ("distilled", "no_fade", "completion", "all", "widened", "self")
+    assert contrasts(names, equal_time=True)[len(names) :] == [
+        Contrast("steps", "distilled", "no_fade"),
+        Contrast("steps", "widened", "completion"),
+        Contrast("steps", "widened", "all"),
+        Contrast("time", "bare_equal_time", "self"),
+    ]
+    assert contrasts(("no_fade", "widened"), equal_time=False) == [
+        Contrast("steps", "bare", "no_fade"),
+        Contrast("steps", "bare", "widened"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def three_steps():
+    """Train an arm for three steps, the last one after the fade; return the trainer, its start and its batches."""
+    settings = from_dict(BoostSettings, {**TINY, "widened_options": {"width": 7, "levels": 2}})
+    settings = dataclasses.replace(settings, distillation=STUDY, fade=(0.5, 1.0))
+    data = load_data(settings)
+
+    @functools.cache
+    def train(arm):
+        trainer = Trainer(Run(arm=arm, seed=5, steps=2, lr=1e-3), settings, data)
+        start = {name: value.clone() for name, value in trainer.host.state_dict().items()}
+        drawn, draw = [], trainer.batches.draw
+        trainer.batches.draw = lambda: drawn.append(draw()) or drawn[-1]
+        assert torch.isfinite(torch.stack([trainer.train_step() for _ in range(3)])).all()
+        return trainer, start, [tensor for batch in drawn for tensor in batch]
+
+    return train
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_distillation_shares_start_and_batches_and_trains_otherwise(three_steps, name):
+    trainer, start, batches = three_steps(name)
+    assert trainer.distiller.config == dataclasses.replace(EXPECTED[name], decay=None if name == "no_fade" else (1, 2))
+    for other in ("bare", "distilled"):
+        trained, own_start, own_batches = three_steps(other)
+        assert equal(start, own_start)
+        assert all(torch.equal(*pair) for pair in zip(batches, own_batches, strict=True))
+        # The study's teacher is the moving average already: the very same training.
+        same = other == "distilled" and name == "teacher_ema"
+        assert equal(trainer.host.state_dict(), trained.host.state_dict()) == same
+
+
+def test_a_widened_host_trains_without_distillation_on_the_batches_of_the_others(three_steps):
+    trainer, start, batches = three_steps("widened")
+    assert trainer.distiller is None
+    expected = get("partial-conv").build(width=7, levels=2)
+    assert [value.shape for value in start.values()] == [value.shape for value in expected.state_dict().values()]
+    assert not equal(start, trainer.host.state_dict())
+    assert all(torch.equal(*pair) for pair in zip(batches, three_steps("bare")[2], strict=True))
+
+
 def test_every_arm_starts_from_the_same_weights_and_trains_on_the_same_batches():
     settings = from_dict(BoostSettings, {**TINY, "variants": CHOSEN})
     data = load_data(settings)
@@ -181,6 +305,13 @@ def test_every_variant_is_paired_with_the_host_on_both_splits(study):
     assert len(result["verdict"]) == 2 * len(contrasts(CHOSEN, equal_time=True))
     for run in runs.values():
         assert run["val_scores"]["hole_psnr"]["all"] == run["curve"][-1]["hole_psnr"]
+
+
+def test_what_could_not_be_measured_is_said_once(study):
+    warnings = [text for text in read_result(study / "result.json")["warnings"] if "was not measured" in text]
+    assert [text.split()[0] for text in warnings] == ["LPIPS", "FID"]
+    assert "LPIPS was not measured" in (study / "report.html").read_text()
+    assert "LPIPS ↓" not in (study / "table.md").read_text()
 
 
 def test_the_cost_of_every_arm_sets_the_length_of_the_longer_run(study):
@@ -261,6 +392,38 @@ def test_the_command_line_ablates_everything_and_keeps_off_the_test_images(tmp_p
         assert main(["boost", "--out", str(tmp_path / "out"), *words]) == 130
     assert [settings.variants for settings in asked] == [tuple(VARIANTS), ("all",), ("distilled",)]
     assert [settings.score_test for settings in asked] == [True, False, True]
+
+
+def test_a_widened_host_is_the_control_of_completion_blocks(tmp_path, alexnet):
+    widened = {"width": 7, "levels": 2}
+    values = {"variants": ["completion", "widened"], "widened_options": widened, "score_test": False, "seeds": [0]}
+    out = tmp_path / "out"
+    result = boost(from_dict(BoostSettings, {**TINY, **values}), out, Console(quiet=True))
+    assert list(dict.fromkeys((row["baseline"], row["arm"]) for row in result["comparisons"])) == [
+        ("bare", "completion"),
+        ("bare", "widened"),
+        ("widened", "completion"),
+        ("bare_equal_time", "widened"),
+    ]
+    parameters = {run["arm"]: run["parameters"] for run in result["runs"]}
+    assert parameters["widened"] == sum(p.numel() for p in get("partial-conv").build(**widened).parameters())
+    assert json.loads((out / "inspect" / "inspect.json").read_text())["arm"] == "completion"
+    report = (out / "report.html").read_text()
+    assert f"{VARIANTS['completion'].label} against {ARM_LABELS['widened']}, equal steps" in report
+    assert "LPIPS ↓" in report
+    assert "FID grows" in report
+    assert "LPIPS ↓" in (out / "table.md").read_text()
+
+
+def test_a_study_of_a_widened_host_alone_has_no_distillation_to_inspect(tmp_path):
+    values = {"variants": ["widened"], "widened_options": {"width": 5, "levels": 2}, "seeds": [0]}
+    out = tmp_path / "out"
+    result = boost(from_dict(BoostSettings, {**TINY, **values}), out, Console(quiet=True))
+    assert [run["arm"] for run in result["runs"]] == ["bare", "widened", "bare_equal_time"]
+    assert not (out / "inspect").exists()
+    assert "What the features show" not in (out / "report.html").read_text()
+    with pytest.raises(ConfigError, match="widened"):
+        inspect_study(out, tmp_path / "inspect", arm="widened", console=Console(quiet=True))
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "docs" / "results").glob("*/result.json")), ids=lambda f: f.parent.name)

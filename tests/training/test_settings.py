@@ -19,7 +19,8 @@ CHANGED = BoostSettings(
     tune_steps=7,
     jobs=1,
     score_test=False,
-    variants=("cross", "all"),
+    variants=("cross", "all", "no_norm", "widened"),
+    widened_options={"width": 12},
 )
 
 

@@ -1,0 +1,339 @@
+"""Write the tables of docs/boost.md and the README's results from docs/results/boost_study.json.
+
+    python benchmarks/boost_page.py
+
+The JSON is that of ``boost_study.py``; what lies of a cell in ``docs/results/boost-study/HOST-REGIME`` is linked. The
+picture, ``docs/results/boost_study.png``, is drawn here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from inpaint_distill.training.masks import BIN_NAMES
+from inpaint_distill.training.result import interval_of
+from inpaint_distill.training.statistics import verdict
+from inpaint_distill.training.tables import COMPARISON_LABELS, METRIC_FORMATS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from matplotlib.axes import Axes
+
+# From the palette of Okabe and Ito; grey where the interval includes zero.
+COLOURS = {"gain": "#0072B2", "loss": "#D55E00", "not shown": "#8A8A8A"}
+MARKS = {"gain": "^", "loss": "v", "not shown": "s"}
+INK = "#222222"
+LEGEND = "blue, up: gain; orange, down: loss; grey square: the interval includes zero; large: mean over the hosts"
+NOT_RUN, NOT_MEASURED = "not yet run", "not measured"
+COMMAND = "python benchmarks/boost_study.py --data PHOTOS --masks MASKS --out STUDY"
+FILES = {
+    "report": "report.html",
+    "all metrics": "table.md",
+    "JSON": "result.json",
+    "curves": "curves.png",
+    "differences": "differences.png",
+    "images": "panels.png",
+    "features": "features.png",
+}
+
+
+class Study:
+    """A ``boost_study.json`` with its rows by what they are about."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        protocol = content["protocol"]
+        self.hosts = [each["name"] for each in protocol["hosts"]]
+        self.regimes = list(protocol["regimes"])
+        self.cells = {(each["host"], each["regime"]): each for each in content["cells"]}
+        self.rows = {
+            tuple(row[key] for key in ("host", "regime", "comparison", "metric", "bin")): row for row in content["rows"]
+        }
+        self.means = {
+            tuple(row[key] for key in ("regime", "comparison", "metric", "bin")): {**row, "pairs": len(row["hosts"])}
+            for row in content["overall"]
+        }
+
+    def places(self) -> list[tuple[str, str]]:
+        """Return host and regime of every cell of the protocol, host by host."""
+        return [(host, regime) for host in self.hosts for regime in self.regimes]
+
+    def row(self, host: str, regime: str, comparison: str, metric: str = "hole_psnr", name: str = "all") -> Any:
+        """Return a row of a cell, or ``None`` where nothing is measured."""
+        return self.rows.get((host, regime, comparison, metric, name))
+
+
+def outcome(row: Mapping[str, Any]) -> str:
+    """Return gain, loss or not shown, with the direction of the metric taken into account."""
+    found = verdict(interval_of(row))
+    return {"gain": "loss", "loss": "gain"}.get(found, found) if METRIC_FORMATS[row["metric"]][2] < 0 else found
+
+
+def difference(row: Mapping[str, Any] | None) -> str:
+    """Write a difference with its interval, bold where that excludes zero."""
+    if row is None:
+        return NOT_MEASURED
+    digits = METRIC_FORMATS[row["metric"]][1]
+    text = f"{row['mean']:+.{digits}f}"
+    if row["low"] is not None:
+        text += f" [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
+    return text if outcome(row) == "not shown" else f"**{text}**"
+
+
+def value(row: Mapping[str, Any] | None, key: str) -> str:
+    """Write the mean of an arm."""
+    return NOT_MEASURED if row is None else f"{row[key]:.{METRIC_FORMATS[row['metric']][1]}f}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+    """Write a table in Markdown, the first columns aligned left; rows that are cut short are filled up."""
+    full = [(*row, *[""] * (len(head) - len(row))) for row in rows]
+    rule = "|" + "---|" * left + "--:|" * (len(head) - left)
+    return "\n".join([f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in full)])
+
+
+def finding(study: Study) -> str:
+    """Say in a sentence per regime what the means over the hosts show on hole PSNR over all holes."""
+    parts = []
+    for regime in study.regimes:
+        said = []
+        for comparison, label in COMPARISON_LABELS.items():
+            row = study.means.get((regime, comparison, "hole_psnr", "all"))
+            if row is not None:
+                found = {"gain": "a gain", "loss": "a loss"}.get(outcome(row), "no gain is shown")
+                found = "one host, which says nothing about others" if row["pairs"] < 2 else found
+                said.append(f"at {label} {found} ({difference(row).strip('*')} dB, {row['pairs']} hosts)")
+        if said:
+            images = sorted({each["images"]["train"] for (_, own), each in study.cells.items() if own == regime})
+            parts.append(
+                f"{regime} ({' or '.join(f'{count:,}' for count in images)} training images): {', '.join(said)}"
+            )
+    if not parts:
+        return "No cell of the study has been run yet."
+    return f"Hole PSNR with distillation, mean over the hosts [95% interval over hosts]: {'; '.join(parts)}."
+
+
+def headline(study: Study) -> str:
+    """Write a row per cell with the hole PSNR, and one per regime with the mean over the hosts."""
+    rows: list[Sequence[str]] = []
+    for host, regime in study.places():
+        cell, steps, longer = study.cells.get((host, regime)), *(study.row(host, regime, c) for c in COMPARISON_LABELS)
+        if cell is None:
+            rows.append((host, regime, NOT_RUN))
+            continue
+        values = (value(steps, "baseline_mean"), value(steps, "arm_mean"), difference(steps))
+        pairs, cost = str(steps["pairs"] if steps else 0), f"{cell['cost_ratio']:.2f}x"
+        train = f"{cell['images']['train']:,}"
+        rows.append((host, regime, train, *values, value(longer, "baseline_mean"), difference(longer), pairs, cost))
+    for regime in study.regimes:
+        steps, longer = (study.means.get((regime, c, "hole_psnr", "all")) for c in COMPARISON_LABELS)
+        if steps is not None:
+            rows.append(
+                (f"mean of {steps['pairs']} hosts", regime, "", "", "", difference(steps), "", difference(longer))
+            )
+    differences = [f"difference, {label} [95%]" for label in COMPARISON_LABELS.values()]
+    head = (
+        "host",
+        "regime",
+        "training images",
+        "host alone",
+        "with distillation",
+        differences[0],
+        "host alone, longer",
+    )
+    return f"{finding(study)}\n\n{table((*head, differences[1], 'pairs', 'step'), rows, 2)}"
+
+
+def bins(study: Study) -> str:
+    """Write the differences in hole PSNR by hole ratio."""
+    names = ("all", *BIN_NAMES)
+    return by_column(study, [("hole_psnr", name) for name in names], ["all", *(f"{name}%" for name in BIN_NAMES)])
+
+
+def metrics(study: Study) -> str:
+    """Write the differences in the other metrics over all holes."""
+    others = [name for name in METRIC_FORMATS if name != "hole_psnr"]
+    return by_column(study, [(name, "all") for name in others], [METRIC_FORMATS[name][0] for name in others])
+
+
+def by_column(study: Study, columns: Sequence[tuple[str, str]], heads: Sequence[str]) -> str:
+    """Write a row per cell and comparison, a column per metric and bin."""
+    rows: list[Sequence[str]] = []
+    for host, regime in study.places():
+        if (host, regime) not in study.cells:
+            rows.append((host, regime, NOT_RUN))
+            continue
+        for comparison, label in COMPARISON_LABELS.items():
+            rows.append((host, regime, label, *(difference(study.row(host, regime, comparison, *c)) for c in columns)))
+    return table(("host", "regime", "at", *heads), rows, 3)
+
+
+def training(study: Study) -> str:
+    """Write how each host was trained, and whether it had learned all it could."""
+    rows: list[Sequence[str]] = []
+    notes = []
+    for host, regime in study.places():
+        cell = study.cells.get((host, regime))
+        if cell is None:
+            rows.append((host, regime, NOT_RUN))
+            continue
+        tried = ", ".join(f"{trial['lr']:g}" for trial in cell["tuning"])
+        flat = [cell["flatness"][key] for key in ("last_fifth", "longer")]
+        stuck = ", ".join(f"{run['arm']} seed {run['seed']}" for run in cell["stuck"]) or "none"
+        facts = (
+            f"{cell['parameters']:,}",
+            f"{cell['steps']:,} x {cell['settings']['batch']}",
+            f"{cell['lr']:g} of {tried}",
+        )
+        changes = [NOT_MEASURED if each is None else f"{each:+.2f}" for each in flat]
+        rows.append((host, regime, *facts, *changes, stuck))
+        departs = [f"{key} is {found}, not {asked}" for key, (asked, found) in cell["departures"].items()]
+        others = [text for text in cell["warnings"] if not text.endswith("(stuck)")]  # those have their column
+        notes += [f"- {host}, {regime}: {text}" for text in (*departs, *others)]
+    head = (
+        "host",
+        "regime",
+        "parameters",
+        "steps x batch",
+        "learning rate",
+        "last fifth (dB)",
+        "longer (dB)",
+        "stuck runs",
+    )
+    return table(head, rows, 2) + "".join(f"\n{line}" for line in ["", *notes] if notes)
+
+
+def speed(study: Study) -> str:
+    """Write when the distilled host comes to the bare host's final score."""
+    rows: list[Sequence[str]] = []
+    for host, regime in study.places():
+        if (host, regime) not in study.cells:
+            rows.append((host, regime, NOT_RUN))
+            continue
+        seeds = study.cells[host, regime]["steps_to_bare"]
+        shares = [each["ratio"] for each in seeds if each["ratio"] is not None]
+        each = ", ".join("never" if seed["ratio"] is None else f"{seed['ratio']:.0%}" for seed in seeds)
+        median = f"{statistics.median(shares):.0%}" if len(shares) == len(seeds) and shares else "-"
+        rows.append((host, regime, f"{len(shares)} of {len(seeds)}", median, each))
+    return table(("host", "regime", "seeds that reach it", "median of the steps", "seed by seed"), rows, 2)
+
+
+def repeat(study: Study, results: Path) -> str:
+    """Write the command of each cell, and links to what lies of it."""
+    rows = []
+    for host, regime in study.places():
+        cell, folder = study.cells.get((host, regime)), f"boost-study/{host}-{regime}"
+        links = [
+            f"[{name}](results/{folder}/{file})" for name, file in FILES.items() if (results / folder / file).exists()
+        ]
+        seeds = f" --seeds {len(cell['seeds'])}" if cell and "seeds" in cell["departures"] else ""
+        rows.append(
+            (
+                host,
+                regime,
+                f"`{COMMAND} --hosts {host} --regimes {regime}{seeds}`",
+                ", ".join(links) if cell else NOT_RUN,
+            )
+        )
+    return table(("host", "regime", "command", "files"), rows, 4)
+
+
+def short(study: Study) -> str:
+    """Write the README's block: picture, sentence and a row per host."""
+    rows = []
+    for host in study.hosts:
+        own = [study.cells.get((host, regime)) for regime in study.regimes]
+        made = [cell for cell in own if cell]
+        row = [host, f"{made[0]['parameters']:,}" if made else ""]
+        for regime, cell in zip(study.regimes, own, strict=True):
+            row += [difference(study.row(host, regime, c)) if cell else NOT_RUN for c in COMPARISON_LABELS]
+        rows.append((*row, ", ".join(f"{cell['cost_ratio']:.2f}x" for cell in made)))
+    mean = ["mean over hosts", ""]
+    for regime in study.regimes:
+        found = [study.means.get((regime, c, "hole_psnr", "all")) for c in COMPARISON_LABELS]
+        mean += ["" if row is None else difference(row) for row in found]
+    head = [
+        "host",
+        "parameters",
+        *(f"{r}, {label}" for r in study.regimes for label in COMPARISON_LABELS.values()),
+        "step",
+    ]
+    picture = "![hole PSNR: difference that distillation makes, per host](docs/results/boost_study.png)"
+    words = (
+        f"{finding(study)} Below: differences in dB of hole PSNR on the test images with 95% intervals, bold where "
+        "they exclude zero. [docs/boost.md](docs/boost.md) has protocol, all metrics and limits."
+    )
+    return f"{picture}\n\n{words}\n\n{table(head, [*rows, mean], 1)}"
+
+
+def forest(study: Study, path: Path) -> None:
+    """Draw the difference in hole PSNR of every cell and the means over the hosts, one column per comparison."""
+    lines = [(regime, host) for regime in study.regimes for host in (*study.hosts, None)]
+    figure = Figure(figsize=(8.4, 1.2 + 0.29 * len(lines)), dpi=200, facecolor="white", layout="constrained")
+    axes = figure.subplots(1, len(COMPARISON_LABELS), sharey=True, sharex=True)
+    for axis, (comparison, label) in zip(axes, COMPARISON_LABELS.items(), strict=True):
+        axis.axvline(0, color=INK, linewidth=0.9, zorder=1)
+        for position, (regime, host) in enumerate(lines):
+            key = (regime, comparison, "hole_psnr", "all")
+            row = study.means.get(key) if host is None else study.row(host, regime, comparison)
+            draw(axis, position, row, mean=host is None)
+        axis.set_title(label, color=INK, fontsize=10)
+        axis.set_xlabel("difference in hole PSNR (dB), 95% interval", color=INK, fontsize=9)
+        axis.grid(axis="x", color="#E6E6E6", linewidth=0.7)
+        axis.set_axisbelow(True)
+        axis.tick_params(labelsize=8.5, labelcolor=INK)
+        axis.spines[["top", "right"]].set_visible(False)
+        for edge in range(1, len(study.regimes)):
+            axis.axhline(edge * len(lines) / len(study.regimes) - 0.5, color="#BBBBBB", linewidth=0.8)
+    run = [host is None or (host, regime) in study.cells for regime, host in lines]
+    names = [f"{host or 'mean over hosts'}, {regime}" for regime, host in lines]
+    labels = [name if done else f"{name} ({NOT_RUN})" for name, done in zip(names, run, strict=True)]
+    axes[0].set_yticks(range(len(lines)), labels)
+    axes[0].set_ylim(len(lines) - 0.4, -0.6)
+    figure.supxlabel(LEGEND, color=INK, fontsize=8)
+    figure.savefig(path)
+
+
+def draw(axis: Axes, position: int, row: Mapping[str, Any] | None, *, mean: bool) -> None:
+    """Draw one difference with its interval along the horizontal axis."""
+    if row is None:
+        return
+    found = outcome(row)
+    if row["low"] is not None:
+        width = 4.0 if mean else 1.8
+        axis.plot([row["low"], row["high"]], [position] * 2, color=COLOURS[found], linewidth=width, zorder=2)
+    axis.plot(
+        [row["mean"]], [position], marker=MARKS[found], markersize=9 if mean else 6, color=COLOURS[found], zorder=3
+    )
+
+
+def insert(file: Path, blocks: Mapping[str, str]) -> None:
+    """Replace what stands between the marks of each block."""
+    text = file.read_text(encoding="utf-8")
+    for name, body in blocks.items():
+        before, rest = text.split(f"<!-- {name} -->")
+        text = f"{before}<!-- {name} -->\n{body}\n<!-- /{name} -->{rest.split(f'<!-- /{name} -->')[1]}"
+    file.write_text(text, encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the picture, the page and the README's block."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="folder of README.md and docs")
+    root = parser.parse_args(arguments).root
+    results = root / "docs" / "results"
+    study = Study(json.loads((results / "boost_study.json").read_text(encoding="utf-8")))
+    forest(study, results / "boost_study.png")
+    made = {write.__name__: write(study) for write in (headline, bins, metrics, training, speed)}
+    insert(root / "docs" / "boost.md", {**made, "repeat": repeat(study, results)})
+    insert(root / "README.md", {"results": short(study)})
+
+
+if __name__ == "__main__":
+    main()

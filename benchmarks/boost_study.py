@@ -1,0 +1,278 @@
+"""Run the boost study of several hosts in several data regimes, cell by cell, and collect what lies there.
+
+    python benchmarks/boost_study.py --data PHOTOS --masks MASKS --out STUDY [--hosts NAME ...] [--regimes NAME ...]
+
+The protocol, ``boost_study.yaml``, names hosts and regimes. A cell is one host in one regime: a study of
+``inpaint-distill boost`` in the folder ``STUDY/HOST-REGIME``. What is finished is not done again, so that the same
+command goes on after Ctrl-C. After each cell, and with ``--collect`` without any training, two files are written from
+all cells in ``STUDY``:
+
+    runs.jsonl         a line per finished run, with its host, its regime, its curve and whether it is a trial
+    boost_study.json   facts and comparisons of the cells, means over the hosts, and the cells that are not run yet
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from inpaint_distill.config import from_dict, load_yaml, to_dict
+from inpaint_distill.errors import ConfigError, InpaintDistillError, near_names
+from inpaint_distill.training.ablation import BARE, LONGER, WHOLE
+from inpaint_distill.training.boost import boost
+from inpaint_distill.training.result import read_result
+from inpaint_distill.training.settings import BoostSettings
+from inpaint_distill.training.statistics import paired_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+SCHEMA = 1
+HERE = ("data", "masks", "jobs", "device")  # settings that say where a cell is run, not what it is
+ROW = ("comparison", "arm", "metric", "bin", "baseline_mean", "arm_mean", "mean", "low", "high", "pairs", "differences")
+
+
+def cell_settings(protocol: Mapping[str, Any], host: str, regime: str, **given: Any) -> BoostSettings:
+    """Return the settings of a cell; what is given goes before the protocol."""
+    own = next(each for each in protocol["hosts"] if each["name"] == host)
+    values = {
+        **protocol.get("settings", {}),
+        **protocol["regimes"][regime],
+        **own,
+        **own.get("regimes", {}).get(regime, {}),
+        **given,
+    }
+    return from_dict(BoostSettings, {key: value for key, value in values.items() if key not in ("name", "regimes")})
+
+
+def train(settings: BoostSettings, folder: Path, console: Console) -> None:
+    """Run a cell, or what is missing of it; one that is finished is left as it is."""
+    if (folder / "report.html").exists():  # written last
+        done = from_dict(BoostSettings, read_result(folder / "result.json")["settings"])
+        if replace(done, jobs=settings.jobs) == settings:
+            return
+    boost(settings, folder, console, resume=True)
+
+
+def finished_runs(folder: Path, host: str, regime: str) -> list[dict[str, Any]]:
+    """Return the finished runs of a cell, trials among them, whether or not the cell is finished."""
+    found = []
+    for file in sorted((folder / "runs").glob("*-seed*-lr*.json")):
+        run = json.loads(file.read_text(encoding="utf-8"))
+        run.pop("channel_weights", None)
+        found.append({"host": host, "regime": regime, "trial": file.name.startswith("trial-"), **run})
+    return found
+
+
+def cell(result: Mapping[str, Any], host: str, regime: str, wanted: BoostSettings) -> dict[str, Any]:
+    """Return the facts of a finished cell.
+
+    Args:
+        result: Its ``result.json``.
+        host: Its name in the protocol.
+        regime: Its regime.
+        wanted: What the protocol asks for; the settings that differ are told as ``departures``, (asked, found).
+    """
+    settings = to_dict(from_dict(BoostSettings, result["settings"]))
+    asked = to_dict(wanted)
+    return {
+        "host": host,
+        "regime": regime,
+        "created": result["created"],
+        "settings": {key: value for key, value in settings.items() if key not in ("data", "masks", "jobs")},
+        "departures": {k: [asked[k], settings[k]] for k in asked if k not in HERE and asked[k] != settings[k]},
+        "images": {key: result["data"][key] for key in ("source", "train", "val", "test")},
+        "parameters": result["host"]["parameters"],
+        "steps": settings["steps"],
+        "lr": next(trial["lr"] for trial in result["tuning"] if trial["chosen"]),
+        "tuning": result["tuning"],
+        "cost_ratio": result["cost"]["ratio"][WHOLE],
+        "seeds": settings["seeds"],
+        "flatness": flatness(result["runs"]),
+        "steps_to_bare": steps_to_bare(result["runs"]),
+        "stuck": [{"arm": run["arm"], "seed": run["seed"]} for run in result["runs"] if run["stuck"]],
+        "warnings": result["warnings"],
+    }
+
+
+def flatness(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Say how much the bare host still learns, in dB of hole PSNR on the validation images, as means over the seeds.
+
+    ``last_fifth`` is the change over the last fifth of the training, from the last point of the curve before it;
+    ``longer`` what the bare host gains when it is trained for the wall-clock of the distilled one.
+    """
+    bare, longer = (by_seed(runs, arm) for arm in (BARE, LONGER))
+    changes = []
+    for run in bare.values():
+        before = [point for point in run["curve"] if point["step"] <= round(run["steps"] * 4 / 5)]
+        if before:
+            changes.append(final(run) - before[-1]["hole_psnr"])
+    gains = [final(longer[seed]) - final(bare[seed]) for seed in bare if seed in longer]
+    return {
+        "last_fifth": statistics.fmean(changes) if changes else None,
+        "last_fifth_by_seed": changes,
+        "longer": statistics.fmean(gains) if gains else None,
+        "longer_by_seed": gains,
+        "longer_steps": next((run["steps"] for run in longer.values()), None),
+    }
+
+
+def steps_to_bare(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Say for each seed at which step of its curve the distilled host comes to the bare host's final hole PSNR.
+
+    Both on the validation images; ``ratio`` is that step in parts of the bare host's steps, and both are ``None``
+    where it never does.
+    """
+    bare, distilled = (by_seed(runs, arm) for arm in (BARE, WHOLE))
+    found = []
+    for seed in [seed for seed in bare if seed in distilled]:
+        goal = final(bare[seed])
+        step = next((point["step"] for point in distilled[seed]["curve"] if point["hole_psnr"] >= goal), None)
+        found.append({"seed": seed, "step": step, "ratio": None if step is None else step / bare[seed]["steps"]})
+    return found
+
+
+def by_seed(runs: Iterable[Mapping[str, Any]], arm: str) -> dict[int, Mapping[str, Any]]:
+    """Return the runs of an arm by their seed."""
+    return {run["seed"]: run for run in runs if run["arm"] == arm}
+
+
+def final(run: Mapping[str, Any]) -> float:
+    """Return the hole PSNR on the validation images at the end of a run."""
+    return float(run["curve"][-1]["hole_psnr"])
+
+
+def overall(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Average the hosts' mean differences, each host counted once, with Student's t over the hosts."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["regime"], row["comparison"], row["metric"], row["bin"]), []).append(row)
+    found = []
+    for key, group in groups.items():
+        interval = paired_interval([0.0] * len(group), [row["mean"] for row in group])
+        names = dict(zip(("regime", "comparison", "metric", "bin"), key, strict=True))
+        bounds = {"mean": interval.mean, "low": number(interval.low), "high": number(interval.high)}
+        found.append({**names, "hosts": [row["host"] for row in group], **bounds})
+    return found
+
+
+def number(value: Any) -> Any:
+    """Return a value as JSON can hold it: the bounds of an interval from one pair are not numbers."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def collect(out: Path, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``runs.jsonl`` and ``boost_study.json`` from the cells of the protocol that lie in a folder."""
+    runs, cells, rows, results, missing = [], [], [], [], []
+    for regime in protocol["regimes"]:
+        for host in (each["name"] for each in protocol["hosts"]):
+            folder = out / f"{host}-{regime}"
+            runs += finished_runs(folder, host, regime)
+            if not (folder / "result.json").exists():
+                missing.append({"host": host, "regime": regime})
+                continue
+            result = read_result(folder / "result.json")
+            results.append(result)
+            cells.append(cell(result, host, regime, cell_settings(protocol, host, regime)))
+            own = (row for row in result["comparisons"] if row["split"] == "test" and row["arm"] == WHOLE)
+            rows += [{"host": host, "regime": regime, **{key: number(row[key]) for key in ROW}} for row in own]
+    commands = out / "commands.txt"
+    study = {
+        "schema": SCHEMA,
+        "created": max((result["created"] for result in results), default=None),
+        "commands": commands.read_text(encoding="utf-8").splitlines() if commands.exists() else [],
+        "versions": distinct(result["versions"] for result in results),
+        "machine": distinct(result["machine"] for result in results),
+        "protocol": dict(protocol),
+        "cells": cells,
+        "not_run": missing,
+        "rows": rows,
+        "overall": overall(rows),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "runs.jsonl").write_text("".join(f"{json.dumps(run)}\n" for run in runs), encoding="utf-8")
+    (out / "boost_study.json").write_text(json.dumps(study, indent=1) + "\n", encoding="utf-8")
+    return study
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Return the values that differ, in their order."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def chosen(names: Sequence[str] | None, options: Sequence[str], what: str) -> list[str]:
+    """Return the names asked for, in their order, or all of the protocol's."""
+    for name in names or ():
+        if name not in options:
+            raise ConfigError(f"{what} {name!r}", "the protocol has none of that name", near_names(name, options))
+    return list(names or options)
+
+
+def note(out: Path, arguments: Sequence[str]) -> None:
+    """Keep the command that trains, once."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "commands.txt"
+    line = shlex.join(["python", "benchmarks/boost_study.py", *arguments])
+    before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    file.write_text("".join(f"{each}\n" for each in distinct([*before, line])), encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the cells asked for, regime by regime, and collect; return 0, 2 after an error, 130 after Ctrl-C."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", help="folder of images (default: synthetic scenes)")
+    parser.add_argument("--masks", help="folder of masks, white = hole (default: free-form masks)")
+    parser.add_argument("--out", type=Path, required=True, metavar="STUDY", help="folder of the cells")
+    parser.add_argument(
+        "--hosts", nargs="+", metavar="NAME", help="hosts of the protocol, in this order (default: all)"
+    )
+    parser.add_argument("--regimes", nargs="+", metavar="NAME", help="its regimes, in this order (default: all)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 instead of the protocol's")
+    parser.add_argument("--protocol", type=Path, default=Path(__file__).with_suffix(".yaml"))
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: the number of cores)")
+    parser.add_argument("--collect", action="store_true", help="train nothing, collect what lies in the folder")
+    parsed = parser.parse_args(words)
+    console = Console()
+    try:
+        protocol = load_yaml(parsed.protocol)
+        hosts = chosen(parsed.hosts, [each["name"] for each in protocol["hosts"]], "host")
+        regimes = chosen(parsed.regimes, list(protocol["regimes"]), "regime")
+        given = {"data": parsed.data, "masks": parsed.masks, "jobs": parsed.jobs}
+        if parsed.seeds is not None:
+            given["seeds"] = list(range(parsed.seeds))
+        if not parsed.collect:
+            plan = [
+                (host, regime, cell_settings(protocol, host, regime, **given)) for regime in regimes for host in hosts
+            ]
+            note(parsed.out, words)
+            for host, regime, settings in plan:
+                console.rule(f"{host}, {regime}")
+                train(settings, parsed.out / f"{host}-{regime}", console)
+                collect(parsed.out, protocol)
+        study = collect(parsed.out, protocol)
+    except InpaintDistillError as error:
+        print(f"boost_study: {type(error).__name__}\n{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        console.print("\nStopped; nothing is lost. The same command goes on.")
+        return 130
+    console.print(f"{len(study['cells'])} cells collected, {len(study['not_run'])} not run yet: {parsed.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""The boost study of several hosts: its cells, what is collected from them, and its page, on two tiny cells."""
+
+import json
+import math
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+import scipy.stats
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="needs the repository, not an installation")
+
+PROTOCOL = {
+    "settings": {
+        "size": 32,
+        "batch": 2,
+        "steps": 6,
+        "evaluations": 5,
+        "seeds": [0, 1],
+        "lrs": [0.001],
+        "eval_images": 8,
+    },
+    "regimes": {"small": {"train_images": 8}, "full": {"train_images": None}},
+    "hosts": [
+        {"name": "narrow", "host": "partial-conv", "host_options": {"width": 4, "levels": 2}},
+        {
+            "name": "wide",
+            "host": "partial-conv",
+            "host_options": {"width": 6, "levels": 2},
+            "batch": 3,
+            "regimes": {"small": {"lrs": [0.002]}},
+        },
+    ],
+}
+
+
+def call(script, *arguments):
+    return runpy.run_path(str(ROOT / "benchmarks" / script))["main"]([str(each) for each in arguments])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Both hosts in one of the two regimes, in the other order, on synthetic scenes with masks from a folder."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "protocol.yaml").write_text(yaml.safe_dump(PROTOCOL, sort_keys=False))
+    (folder / "masks").mkdir()
+    for index in range(16):
+        mask = Image.new("L", (32, 32))
+        mask.paste(255, (index, 4, index + 12, 18))
+        mask.save(folder / "masks" / f"{index:02}.png")
+    words = ["--protocol", folder / "protocol.yaml", "--out", folder / "out"]
+    places = ["--masks", folder / "masks", "--hosts", "wide", "narrow", "--regimes", "small", "--jobs", "1"]
+    training = [*words, *places]
+    assert call("boost_study.py", *training) == 0
+    return folder / "out", words, training
+
+
+@pytest.fixture(scope="module")
+def study(trained):
+    return json.loads((trained[0] / "boost_study.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(trained):
+    return [json.loads(line) for line in (trained[0] / "runs.jsonl").read_text().splitlines()]
+
+
+def find(rows, **wanted):
+    (row,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return row
+
+
+def test_every_cell_takes_its_settings_from_the_protocol(study):
+    cells = {cell["host"]: cell["settings"] for cell in study["cells"]}
+    assert {name: cell["batch"] for name, cell in cells.items()} == {"narrow": 2, "wide": 3}
+    assert {name: cell["lrs"] for name, cell in cells.items()} == {"narrow": [0.001], "wide": [0.002]}
+    assert [cell["departures"] for cell in study["cells"]] == [{}, {}]
+    assert study["not_run"] == [{"host": name, "regime": "full"} for name in ("narrow", "wide")]
+
+
+def test_the_hosts_are_run_in_the_order_of_the_arguments(study):
+    created = {cell["host"]: cell["created"] for cell in study["cells"]}
+    assert created["wide"] <= created["narrow"]
+    assert len(study["commands"]) == 1
+
+
+def test_every_run_has_its_line_and_trials_are_marked(runs):
+    arms = ["bare", "bare_equal_time", "distilled"]
+    for host in ("narrow", "wide"):
+        own = [run for run in runs if run["host"] == host]
+        assert sorted((run["arm"], run["seed"]) for run in own if not run["trial"]) == [
+            (arm, seed) for arm in arms for seed in (0, 1)
+        ]
+        assert [run["seed"] for run in own if run["trial"]] == [1000]
+        assert all(len(run["curve"]) == 5 for run in own)
+
+
+@pytest.mark.parametrize(("comparison", "baseline"), [("steps", "bare"), ("time", "bare_equal_time")])
+def test_rows_and_means_are_those_computed_from_the_runs(study, runs, comparison, baseline):
+    means = []
+    for host in ("narrow", "wide"):
+        scores = {
+            (run["arm"], run["seed"]): run["scores"]["hole_psnr"]["all"]
+            for run in runs
+            if run["host"] == host and not run["trial"]
+        }
+        first, second = (scores["distilled", seed] - scores[baseline, seed] for seed in (0, 1))
+        row = find(study["rows"], host=host, comparison=comparison, metric="hole_psnr", bin="all")
+        means.append((first + second) / 2)
+        reach = scipy.stats.t.ppf(0.975, 1) * abs(first - second) / 2
+        assert (row["mean"], row["pairs"]) == (pytest.approx(means[-1]), 2)
+        assert (row["low"], row["high"]) == (pytest.approx(means[-1] - reach), pytest.approx(means[-1] + reach))
+    row = find(study["overall"], regime="small", comparison=comparison, metric="hole_psnr", bin="all")
+    reach = scipy.stats.t.ppf(0.975, 1) * abs(means[0] - means[1]) / 2
+    assert row["hosts"] == ["narrow", "wide"]
+    assert row["mean"] == pytest.approx(math.fsum(means) / 2)
+    assert (row["low"], row["high"]) == (pytest.approx(row["mean"] - reach), pytest.approx(row["mean"] + reach))
+
+
+def test_flatness_and_steps_to_the_bare_score_follow_from_the_curves(study, runs):
+    for cell in study["cells"]:
+        curves = {
+            (run["arm"], run["seed"]): {point["step"]: point["hole_psnr"] for point in run["curve"]}
+            for run in runs
+            if run["host"] == cell["host"] and not run["trial"]
+        }
+        changes = [curves["bare", seed][6] - curves["bare", seed][5] for seed in (0, 1)]
+        assert cell["flatness"]["last_fifth"] == pytest.approx(sum(changes) / 2)
+        longest = cell["flatness"]["longer_steps"]
+        gains = [curves["bare_equal_time", seed][longest] - curves["bare", seed][6] for seed in (0, 1)]
+        assert cell["flatness"]["longer"] == pytest.approx(sum(gains) / 2)
+        for found in cell["steps_to_bare"]:
+            seed = found["seed"]
+            reached = [step for step, psnr in curves["distilled", seed].items() if psnr >= curves["bare", seed][6]]
+            assert found["step"] == min(reached, default=None)
+
+
+def test_what_is_finished_is_neither_trained_nor_collected_differently(trained):
+    folder, words, training = trained
+    before = {file: file.stat().st_mtime_ns for cell in ("narrow", "wide") for file in folder.glob(f"{cell}-*/**/*")}
+    content = (folder / "boost_study.json").read_text(), (folder / "runs.jsonl").read_text()
+    assert call("boost_study.py", *training) == 0
+    (folder / "boost_study.json").unlink()
+    assert call("boost_study.py", *words, "--collect") == 0
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert ((folder / "boost_study.json").read_text(), (folder / "runs.jsonl").read_text()) == content
+
+
+def test_a_cell_of_other_settings_is_told(trained, tmp_path):
+    folder, _, _ = trained
+    shutil.copytree(folder / "narrow-small", tmp_path / "narrow-small")
+    changed = {**PROTOCOL, "settings": {**PROTOCOL["settings"], "seeds": [0, 1, 2]}}
+    (tmp_path / "protocol.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
+    assert call("boost_study.py", "--protocol", tmp_path / "protocol.yaml", "--out", tmp_path, "--collect") == 0
+    study = json.loads((tmp_path / "boost_study.json").read_text())
+    assert study["cells"][0]["departures"] == {"seeds": [[0, 1, 2], [0, 1]]}
+    assert len(study["not_run"]) == 3
+    assert {(row["low"], row["high"]) for row in study["overall"]} == {(None, None)}
+
+
+def test_an_unknown_host_or_regime_is_an_error_with_a_near_name(trained, capsys):
+    _, words, _ = trained
+    assert call("boost_study.py", *words, "--hosts", "narow") == 2
+    assert "narrow" in capsys.readouterr().err
+    assert call("boost_study.py", *words, "--regimes", "smal") == 2
+    assert "small" in capsys.readouterr().err
+
+
+def make_page(study, root):
+    results = root / "docs" / "results"
+    (results / "boost-study" / "narrow-small").mkdir(parents=True)
+    (results / "boost-study" / "narrow-small" / "curves.png").touch()
+    shutil.copy(ROOT / "docs" / "boost.md", root / "docs")
+    shutil.copy(ROOT / "README.md", root)
+    (results / "boost_study.json").write_text(json.dumps(study))
+    call("boost_page.py", "--root", root)
+    return (root / "docs" / "boost.md").read_text(), (root / "README.md").read_text()
+
+
+def block(text, name):
+    return text.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
+
+
+def cells_of(text, name, *start):
+    (line,) = [line for line in block(text, name).splitlines() if line.startswith(f"| {' | '.join(start)} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_page_and_the_readme_show_the_numbers_and_what_is_not_run(study, tmp_path):
+    page, readme = make_page(study, tmp_path)
+    row = find(study["rows"], host="wide", comparison="steps", metric="hole_psnr", bin="all")
+    cells = cells_of(page, "headline", "wide", "small")
+    assert cells[2:5] == ["8", f"{row['baseline_mean']:.2f}", f"{row['arm_mean']:.2f}"]
+    assert cells[5].strip("*").startswith(f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]")
+    for name in ("headline", "bins", "metrics", "training", "speed"):
+        assert cells_of(page, name, "narrow", "full")[2] == "not yet run"
+    assert "--hosts narrow --regimes small`" in cells_of(page, "repeat", "narrow", "small")[2]
+    assert cells_of(page, "repeat", "narrow", "small")[3] == "[curves](results/boost-study/narrow-small/curves.png)"
+    assert cells_of(readme, "results", "wide")[4:6] == ["not yet run"] * 2
+    assert "small (8 training images)" in block(readme, "results")
+    assert (tmp_path / "docs" / "results" / "boost_study.png").stat().st_size > 10_000
+
+
+def test_a_metric_that_is_absent_is_not_measured(study, tmp_path):
+    page, _ = make_page({**study, "rows": [row for row in study["rows"] if row["metric"] != "ssim"]}, tmp_path)
+    line = next(line for line in block(page, "metrics").splitlines() if line.startswith("| narrow | small"))
+    assert line.count("not measured") == 3  # and LPIPS and FID, whose weights this machine does not have
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [((0.1, 0.3), "a gain (+0.20"), ((-0.3, -0.1), "a loss (-0.20"), ((-0.1, 0.5), "no gain is shown (+0.20")],
+)
+def test_the_sentence_says_gain_loss_or_neither(study, tmp_path, bounds, words):
+    mean = sum(bounds) / 2
+    row = {"regime": "small", "comparison": "steps", "metric": "hole_psnr", "bin": "all", "hosts": ["narrow", "wide"]}
+    changed = {**study, "overall": [{**row, "mean": mean, "low": bounds[0], "high": bounds[1]}]}
+    _, readme = make_page(changed, tmp_path)
+    assert words in block(readme, "results")
+    assert "at equal wall-clock" not in block(readme, "results").partition("Below:")[0]
+
+
+def test_less_of_what_is_better_low_is_a_gain():
+    outcome = runpy.run_path(str(ROOT / "benchmarks" / "boost_page.py"))["outcome"]
+    row = {"metric": "l1", "mean": -0.2, "low": -0.3, "high": -0.1, "pairs": 3}
+    assert outcome(row) == "gain"
+    assert outcome({**row, "metric": "psnr"}) == "loss"
