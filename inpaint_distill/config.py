@@ -73,7 +73,7 @@ class LookaheadConfig:
     """
 
     engine: Literal["finite_difference", "unroll", "off"] = "finite_difference"
-    every: int = 16
+    every: int = 64
     steps: int = 1
     lr: float = 0.1
     meta_lr: float = 1e-3

@@ -165,6 +165,9 @@ class Distiller:
         """Follow one optimizer step; called by the optimizer's own hook where one was given to :func:`attach`."""
         if not self._attached:
             return
+        if self._composer.over(self._step):  # the teacher is not asked again
+            self._step += 1
+            return
         self._companion.step()
         if self.plan is not None:
             self._teacher.update(self._host)

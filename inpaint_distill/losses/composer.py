@@ -46,6 +46,10 @@ class Composer:
         """Tell whether anything counts at this step."""
         return bool(self.weights) and schedule(step, self.config.warmup, self.config.decay) > 0
 
+    def over(self, step: int) -> bool:
+        """Tell whether nothing counts from this step on."""
+        return self.config.decay is not None and step >= self.config.decay[1]
+
     def keep(self, names: Collection[str]) -> None:
         """Forget the terms that this host does not have."""
         for name in [name for name in self.weights if name not in names]:

@@ -82,12 +82,15 @@ class CompletionBlock(nn.Module):
         self.check_size((height, width))
         share = F.adaptive_avg_pool2d(hole.float(), (height, width))
         with torch.autocast(feature.device.type, enabled=False):
-            entering = feature.to(self.weight.dtype)
+            layers = (self.kernel, self.offset)  # in one convolution
+            weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+            both = F.conv2d(feature.to(weight.dtype), weight, bias, padding=1)
+            kernel, offset = torch.split(both, [layer.out_channels for layer in layers], dim=1)
             # A kernel linear in x' would make the branch grow with its square; the sigmoid of DCNv2 bounds it. Doubled,
             # it starts at 1: the block starts as a plain convolution, whose weight has its full gradient (ours).
-            kernel = 2 * self.kernel(entering).sigmoid()
+            kernel = 2 * kernel.sigmoid()
             wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
-            branch = adaptive_convolution(wide, self.weight, self.offset(entering), kernel, share > 0)
+            branch = adaptive_convolution(wide, self.weight, offset, kernel, share > 0)
             completed = wide + share * branch
         # Not by `share` alone: 0 times an overflow is NaN.
         return torch.where(share > 0, completed.to(feature.dtype), feature)

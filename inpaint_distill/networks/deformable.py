@@ -93,11 +93,11 @@ def _bagged(feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor, whe
     row = (chosen // width % height).unsqueeze(1) + point // size - size // 2
     column = (chosen % width).unsqueeze(1) + point % size - size // 2
     first = (chosen // (height * width) * (height * width)).unsqueeze(1)
-    index, part = [], []
-    for y, share_y in _neighbours(shift[..., 0] + row, height):
-        for x, share_x in _neighbours(shift[..., 1] + column, width):
-            index.append(first + y * width + x)
-            part.append(share * share_y * share_x)
+    rows_around = _neighbours(shift[..., 0] + row, height)
+    columns_around = _neighbours(shift[..., 1] + column, width)
+    around = [(y, x) for y in rows_around for x in columns_around]
+    index = [first + y * width + x for (y, _), (x, _) in around]
+    part = [share * (share_y * share_x) for (_, share_y), (_, share_x) in around]
     # One bag for each sample: its four neighbours, weighed and added up in one pass over the memory.
     bags, weights = (torch.stack(each, -1).view(-1, len(index)) for each in (index, part))
     samples = F.embedding_bag(bags, pixels, mode="sum", per_sample_weights=weights)

@@ -166,13 +166,9 @@ def _runs(settings: BoostSettings, lr: float, ratio: float) -> list[Run]:
     Args:
         settings: The study.
         lr: Learning rate of every run.
-        ratio: Cost of a step of the last variant, in steps of the bare host.
+        ratio: Cost of a step of the last variant, in steps of the bare host, over the whole training.
     """
-    last = settings.variants[-1]
-    config, fade = settings.distillation_for(last, settings.steps), settings.fade_for(last)
-    # The part of the training in which a step costs more; what is injected or wider does not fade.
-    active = 1.0 if config is None or config.completion or config.fusion or fade is None else fade[1]
-    longer = max(settings.steps, round(settings.steps * (1 + (ratio - 1) * active)))
+    longer = max(settings.steps, round(settings.steps * ratio))
     runs = []
     for seed in settings.seeds:
         runs += [Run(arm=arm, seed=seed, steps=settings.steps, lr=lr) for arm in (BARE, *settings.variants)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ __all__ = ["step_cost"]
 
 _WARM = EAGER_STEPS  # steps that cost more than later ones
 _ROUNDS = 32
+_AT_ONCE, _AT_LAST = (0.0, 1e-9), (1 - 1e-9, 1.0)  # fades
 
 
 def step_cost(settings: BoostSettings, data: StudyData, lr: float, rounds: int | None = None) -> dict[str, Any]:
@@ -35,8 +37,9 @@ def step_cost(settings: BoostSettings, data: StudyData, lr: float, rounds: int |
             measured or the meta-networks look ahead, have their share.
 
     Returns:
-        By arm ``step_seconds`` (median) and ``ratio`` to the bare host's step (of the totals, so that the dearer steps
-        count), and ``rounds``.
+        By arm ``step_seconds`` (median, while distillation counts), ``ratio`` to the bare host's step over the whole
+        training, ``ratio_active`` while distillation counts and ``ratio_faded`` once it has faded to zero (of the
+        totals, so that the dearer steps count), and ``rounds``.
     """
     if rounds is None:
         period = math.lcm(settings.distillation.balance_every, settings.distillation.lookahead.every)
@@ -45,21 +48,36 @@ def step_cost(settings: BoostSettings, data: StudyData, lr: float, rounds: int |
     torch.set_num_threads(1)
     try:
         steps = max(settings.steps, _WARM + rounds)
-        arms = (BARE, *settings.variants)
-        trainers = [Trainer(Run(arm=arm, seed=0, steps=steps, lr=lr), settings, data) for arm in arms]
-        times: dict[str, list[float]] = {arm: [] for arm in arms}
+        fades = {"active": settings.fade and _AT_LAST, "faded": _AT_ONCE}
+        trainers = {
+            (arm, phase): Trainer(Run(arm=arm, seed=0, steps=steps, lr=lr), replace(settings, fade=fade), data)
+            for arm in (BARE, *settings.variants)
+            for phase, fade in fades.items()
+            if phase == "active" or (settings.distillation_for(arm, steps) and settings.fade_for(arm))
+        }
+        times: dict[tuple[str, str], list[float]] = {key: [] for key in trainers}
         for index in range(_WARM + rounds):
-            for trainer in trainers if index % 2 else reversed(trainers):
+            for key in list(trainers) if index % 2 else reversed(trainers):
                 began = time.perf_counter()
-                trainer.train_step()
+                trainers[key].train_step()
                 if settings.device == "cuda":
                     torch.cuda.synchronize()
                 if index >= _WARM:
-                    times[trainer.run.arm].append(time.perf_counter() - began)
+                    times[key].append(time.perf_counter() - began)
     finally:
         torch.set_num_threads(threads)
+    active, faded = (
+        {arm: sum(each) / sum(times[BARE, "active"]) for (arm, phase), each in times.items() if phase == name}
+        for name in fades
+    )
+    ratio = dict(active)
+    for arm, after in faded.items():
+        until = (settings.fade_for(arm) or (0.0, 1.0))[1]
+        ratio[arm] = active[arm] * until + after * (1 - until)
     return {
-        "step_seconds": {arm: statistics.median(each) for arm, each in times.items()},
-        "ratio": {arm: sum(each) / sum(times[BARE]) for arm, each in times.items()},
+        "step_seconds": {arm: statistics.median(times[arm, "active"]) for arm in active},
+        "ratio": ratio,
+        "ratio_active": active,
+        "ratio_faded": faded,
         "rounds": rounds,
     }

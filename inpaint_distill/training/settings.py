@@ -90,7 +90,7 @@ class BoostSettings:
     tune_steps: int | None = None
     clip: float = 1.0
     evaluations: int = 10
-    fade: tuple[float, float] | None = (0.5, 1.0)
+    fade: tuple[float, float] | None = (0.25, 0.5)
     equal_time: bool = True
     score_test: bool = True
     variants: tuple[str, ...] = (WHOLE,)
