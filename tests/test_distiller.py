@@ -434,6 +434,21 @@ def test_the_log_names_the_terms_their_factors_and_the_sum():
     torch.testing.assert_close(log["loss"], 0.5 * log["cross"] + 0.125 * log["self"])
 
 
+def test_once_distillation_has_faded_the_teacher_rests_and_nothing_looks_ahead():
+    config = {**FIXED, "decay": (1, 2), "lookahead": {"every": 1}}
+    torch.manual_seed(1)
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config=config)
+    train(PLAIN, host, optimizer, data(2), distiller)
+    teacher, meta = state_of(distiller._teacher.module), [p.clone() for _, p in meta_parameters(distiller._terms)]
+    losses = train(PLAIN, host, optimizer, data(3, start=2), distiller)
+    assert losses
+    assert same(state_of(distiller._teacher.module), teacher)
+    assert all(torch.equal(old, new) for old, (_, new) in zip(meta, meta_parameters(distiller._terms), strict=True))
+    assert distiller._step == 5
+
+
 def test_the_terms_fade_in_and_out_with_the_steps():
     config = Config(warmup=2, decay=(3, 5), balance="none", self_=TermConfig(weight=0.0), cross=TermConfig(weight=1.0))
     host = PLAIN.build()

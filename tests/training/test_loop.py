@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
 
 from inpaint_distill.config import Config, LookaheadConfig, TermConfig
+from inpaint_distill.training.cost import step_cost
 from inpaint_distill.training.data import Batches, EvalSet, load_data
 from inpaint_distill.training.loop import Trainer, evaluate, mean_fill, reconstruction_loss, restore
 from inpaint_distill.training.settings import BoostSettings, Run
@@ -168,13 +170,26 @@ def test_training_masks_and_evaluation_masks_do_not_overlap(data):
     assert data.masks.any()
 
 
-def test_a_step_is_timed_side_by_side(data):
-    from inpaint_distill.training.cost import step_cost
-
+@pytest.mark.parametrize("fade", [None, (0.25, 0.5)])
+def test_a_step_is_timed_side_by_side_and_what_has_faded_by_itself(data, fade):
     threads = torch.get_num_threads()
-    cost = step_cost(SETTINGS, data, 1e-3, rounds=3)
+    cost = step_cost(replace(SETTINGS, fade=fade), data, 1e-3, rounds=3)
     assert torch.get_num_threads() == threads
     assert set(cost["step_seconds"]) == {"bare", "distilled"}
     assert min(cost["step_seconds"].values()) > 0
     assert cost["ratio"]["bare"] == 1.0
     assert cost["rounds"] == 3
+    active = cost["ratio_active"]["distilled"]
+    if fade is None:
+        assert not cost["ratio_faded"]
+        assert cost["ratio"]["distilled"] == active
+    else:
+        assert cost["ratio"]["distilled"] == pytest.approx((active + cost["ratio_faded"]["distilled"]) / 2)
+
+
+def test_what_never_fades_a_wider_host_and_one_alone_are_timed_once(data):
+    variants = ("no_fade", "widened", "cross")
+    settings = replace(SETTINGS, variants=variants, widened_options=SETTINGS.host_options, fade=(0.25, 0.5))
+    cost = step_cost(settings, data, 1e-3, rounds=1)
+    assert set(cost["ratio_active"]) == {"bare", *variants}
+    assert set(cost["ratio_faded"]) == {"cross"}
