@@ -64,6 +64,10 @@ class Study:
         """Return host and regime of every cell of the protocol, host by host."""
         return [(host, regime) for host in self.hosts for regime in self.regimes]
 
+    def run(self) -> list[tuple[str, str]]:
+        """Return host and regime of every cell that has been run."""
+        return [place for place in self.places() if place in self.cells]
+
     def row(self, host: str, regime: str, comparison: str, metric: str = "hole_psnr", name: str = "all") -> Any:
         """Return a row of a cell, or ``None`` where nothing is measured."""
         return self.rows.get((host, regime, comparison, metric, name))
@@ -165,10 +169,7 @@ def metrics(study: Study) -> str:
 def by_column(study: Study, columns: Sequence[tuple[str, str]], heads: Sequence[str]) -> str:
     """Write a row per cell and comparison, a column per metric and bin."""
     rows: list[Sequence[str]] = []
-    for host, regime in study.places():
-        if (host, regime) not in study.cells:
-            rows.append((host, regime, NOT_RUN))
-            continue
+    for host, regime in study.run():
         for comparison, label in COMPARISON_LABELS.items():
             rows.append((host, regime, label, *(difference(study.row(host, regime, comparison, *c)) for c in columns)))
     return table(("host", "regime", "at", *heads), rows, 3)
@@ -178,11 +179,8 @@ def training(study: Study) -> str:
     """Write how each host was trained, and whether it had learned all it could."""
     rows: list[Sequence[str]] = []
     notes = []
-    for host, regime in study.places():
-        cell = study.cells.get((host, regime))
-        if cell is None:
-            rows.append((host, regime, NOT_RUN))
-            continue
+    for host, regime in study.run():
+        cell = study.cells[host, regime]
         tried = ", ".join(f"{trial['lr']:g}" for trial in cell["tuning"])
         flat = [cell["flatness"][key] for key in ("last_fifth", "longer")]
         stuck = ", ".join(f"{run['arm']} seed {run['seed']}" for run in cell["stuck"]) or "none"
@@ -212,10 +210,7 @@ def training(study: Study) -> str:
 def speed(study: Study) -> str:
     """Write when the distilled host comes to the bare host's final score."""
     rows: list[Sequence[str]] = []
-    for host, regime in study.places():
-        if (host, regime) not in study.cells:
-            rows.append((host, regime, NOT_RUN))
-            continue
+    for host, regime in study.run():
         seeds = study.cells[host, regime]["steps_to_bare"]
         shares = [each["ratio"] for each in seeds if each["ratio"] is not None]
         each = ", ".join("never" if seed["ratio"] is None else f"{seed['ratio']:.0%}" for seed in seeds)

@@ -63,14 +63,14 @@ class BoostSettings:
         tune_steps: Steps of each of these trials; ``None`` for ``steps``.
         clip: Largest gradient norm.
         evaluations: Points of the learning curve.
-        fade: Parts of the training (first, last) between which distillation fades to zero; ``None`` for never. It
-            replaces ``distillation.decay``.
+        fade: Parts of the training (first, last) between which distillation fades to zero, after which it costs nothing
+            more; completion blocks stay. ``None`` for never. It replaces ``distillation.decay``.
         equal_time: Also train the bare host for the seconds of the last variant.
         score_test: Score the test images at the end of each run; ``False`` while choosing between settings, so that
             nothing is chosen on them: the validation images are then all there is.
         variants: What is trained beside the bare host: ``distilled``, the distillation as it is; parts of it, or it
             with one thing changed; ``widened``.
-        distillation: The distillation.
+        distillation: The distillation; by default that of :func:`~inpaint_distill.attach`, with completion blocks.
         jobs: Runs at a time, one thread each; ``None`` for the number of cores (1 on an accelerator).
         device: ``cpu`` or ``cuda``.
     """
@@ -94,7 +94,7 @@ class BoostSettings:
     equal_time: bool = True
     score_test: bool = True
     variants: tuple[str, ...] = (WHOLE,)
-    distillation: Config = field(default_factory=Config)
+    distillation: Config = field(default_factory=lambda: Config(completion=True))
     jobs: int | None = None
     device: Literal["cpu", "cuda"] = "cpu"
 
