@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from inpaint_distill.cli import main
-from inpaint_distill.config import Config, from_dict
+from inpaint_distill.config import from_dict
 from inpaint_distill.training.ablation import Contrast
 from inpaint_distill.training.boost import _runs
 from inpaint_distill.training.result import compare
