@@ -8,6 +8,7 @@ import shlex
 import sys
 from datetime import datetime, timezone
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +24,6 @@ from inpaint_distill.training.statistics import Interval, paired_interval, verdi
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
     from inpaint_distill.training.data import StudyData
     from inpaint_distill.training.settings import BoostSettings
 
@@ -57,7 +56,7 @@ def assemble(
     return {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["inpaint-distill", *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": _versions(),
         "machine": {
             "processor": platform.machine(),
