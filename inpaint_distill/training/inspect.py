@@ -87,7 +87,7 @@ def inspect_study(
     result = {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["inpaint-distill", *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {"inpaint_distill": __version__, "torch": torch.__version__},
         "settings": to_dict(study.settings),
         "arm": arm,

@@ -24,6 +24,7 @@ from inpaint_distill.training.statistics import Interval, paired_interval, verdi
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
     from inpaint_distill.training.data import StudyData
     from inpaint_distill.training.settings import BoostSettings
 
