@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,8 +29,6 @@ from inpaint_distill.training.feature_figures import channel_weights, network_ma
 from inpaint_distill.training.trained import TEACHER, features, load_trained, open_study, run_network
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console
 
     from inpaint_distill.host.adapter import Adapter
