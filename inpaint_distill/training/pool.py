@@ -48,15 +48,24 @@ def _start(
 def _train(run: Run) -> None:
     """Train one run in a worker and leave its result, and its images for the panels, in the folder."""
     folder: Path = _worker["folder"]
+    parent = multiprocessing.parent_process()
+    orphaned = False
 
     def progress(step: int) -> bool:
+        nonlocal orphaned
         if step % _REPORT_EVERY == 0 or step == run.steps:
             _worker["messages"].put((run.name, step))
-        return not _worker["stop"].is_set()
+            orphaned = parent is not None and not parent.is_alive()
+        return not (orphaned or _worker["stop"].is_set())
 
     settings: BoostSettings = _worker["settings"]
     trainer = Trainer(run, settings, _worker["data"])
-    result = trainer.train(folder, progress)
+    try:
+        result = trainer.train(folder, progress)
+    except KeyboardInterrupt:
+        if orphaned:  # it would go on with what is queued, beside a study that has been resumed
+            os._exit(1)
+        raise
     if not run.trial:
         save_file({"restored": trainer.restored(PANELS)}, folder / f"{run.name}.safetensors")
         trainer.keep(folder)

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import yaml
@@ -141,6 +143,40 @@ def test_ctrl_c_leaves_a_study_that_can_be_resumed(tmp_path):
     assert "--resume" in output
     assert "Traceback" not in output
     assert list(runs.glob("*.checkpoint"))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_workers_of_a_study_that_is_killed_save_and_end(tmp_path):
+    config = tmp_path / "long.yaml"
+    config.write_text(yaml.safe_dump({**TINY, "steps": 50000, "evaluations": 5000, "equal_time": False}))
+    words = ["boost", "--config", str(config), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "inpaint_distill.cli", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def workers():
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError, ValueError):
+                pid, _, state, _, _, session = entry.read_text().replace("(", " ").replace(")", " ").split()[:6]
+                if int(session) == process.pid and int(pid) != process.pid and state != "Z":
+                    found.append(entry.parent)
+        return [each for each in found if b"spawn_main" in (each / "cmdline").read_bytes()]
+
+    deadline = time.monotonic() + 90
+    try:
+        while time.monotonic() < deadline and not list(tmp_path.glob("out/runs/*.checkpoint")):
+            time.sleep(0.2)
+        assert workers()
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+    while time.monotonic() < deadline and workers():
+        time.sleep(0.2)
+    assert not workers()
 
 
 @pytest.mark.parametrize(("ratio", "longer"), [(1.4, 140), (0.9, 100)])
