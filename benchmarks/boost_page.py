@@ -40,7 +40,7 @@ FILES = {
     "curves": "curves.png",
     "differences": "differences.png",
     "images": "panels.png",
-    "features": "features.png",
+    "features": "inspect/features.png",
 }
 
 
@@ -268,8 +268,12 @@ def short(study: Study) -> str:
 
 
 def forest(study: Study, path: Path) -> None:
-    """Draw the difference in hole PSNR of every cell and the means over the hosts, one column per comparison."""
-    lines = [(regime, host) for regime in study.regimes for host in (*study.hosts, None)]
+    """Draw the difference in hole PSNR of every cell and the means over the hosts, one column per comparison.
+
+    The axis is that of the cells: the interval of a mean over few hosts may run out of it.
+    """
+    regimes = [regime for regime in study.regimes if any(place[1] == regime for place in study.cells)]
+    lines = [(r, host) for r in regimes for host in (*study.hosts, None) if host is None or (host, r) in study.cells]
     figure = Figure(figsize=(8.4, 1.2 + 0.29 * len(lines)), dpi=200, facecolor="white", layout="constrained")
     axes = figure.subplots(1, len(COMPARISON_LABELS), sharey=True, sharex=True)
     for axis, (comparison, label) in zip(axes, COMPARISON_LABELS.items(), strict=True):
@@ -284,12 +288,19 @@ def forest(study: Study, path: Path) -> None:
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=8.5, labelcolor=INK)
         axis.spines[["top", "right"]].set_visible(False)
-        for edge in range(1, len(study.regimes)):
-            axis.axhline(edge * len(lines) / len(study.regimes) - 0.5, color="#BBBBBB", linewidth=0.8)
-    run = [host is None or (host, regime) in study.cells for regime, host in lines]
-    names = [f"{host or 'mean over hosts'}, {regime}" for regime, host in lines]
-    labels = [name if done else f"{name} ({NOT_RUN})" for name, done in zip(names, run, strict=True)]
-    axes[0].set_yticks(range(len(lines)), labels)
+        for edge, (_, host) in enumerate(lines[:-1]):
+            if host is None:
+                axis.axhline(edge + 0.5, color="#BBBBBB", linewidth=0.8)
+    bounds = [
+        row[key]
+        for row in study.rows.values()
+        if (row["metric"], row["bin"]) == ("hole_psnr", "all")
+        for key in ("mean", "low", "high")
+    ]
+    shown = [0.0, *(bound for bound in bounds if bound is not None)]
+    margin = 0.1 * (max(shown) - min(shown)) or 0.1
+    axes[0].set_xlim(min(shown) - margin, max(shown) + margin)
+    axes[0].set_yticks(range(len(lines)), [f"{host or 'mean over hosts'}, {regime}" for regime, host in lines])
     axes[0].set_ylim(len(lines) - 0.4, -0.6)
     figure.supxlabel(LEGEND, color=INK, fontsize=8)
     figure.savefig(path)
