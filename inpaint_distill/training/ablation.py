@@ -122,8 +122,8 @@ class Contrast(NamedTuple):
 def contrasts(variants: Sequence[str], *, equal_time: bool) -> list[Contrast]:
     """Return what is compared: each arm with the host, and some with each other; the last also at equal wall-clock.
 
-    Where both are there, each look-ahead is compared with none, each changed distillation with the study's own, and the
-    host with completion blocks with the host that has their parameters as width.
+    Where both are there, each look-ahead is compared with none, each changed distillation with the study's own, what has
+    completion blocks with the host that has their parameters as width, and blocks that are distilled with blocks alone.
 
     >>> [f"{c.arm} - {c.baseline}" for c in contrasts(["uniform", "unroll"], equal_time=True)]
     ['uniform - bare', 'unroll - bare', 'unroll - uniform', 'unroll - bare_equal_time']
@@ -133,8 +133,9 @@ def contrasts(variants: Sequence[str], *, equal_time: bool) -> list[Contrast]:
         found += [Contrast("steps", "uniform", name) for name in ("finite_difference", "unroll") if name in variants]
     if WHOLE in variants:
         found += [Contrast("steps", WHOLE, name) for name in variants if name in CHANGES]
-    if WIDENED in variants:
-        found += [Contrast("steps", WIDENED, name) for name in ("completion", "all") if name in variants]
+    for baseline, arms in ((WIDENED, ("completion", "all", WHOLE)), ("completion", ("all", WHOLE))):
+        if baseline in variants:
+            found += [Contrast("steps", baseline, name) for name in arms if name in variants]
     if equal_time:
         found.append(Contrast("time", LONGER, variants[-1]))
     return found

@@ -128,6 +128,7 @@ def test_the_look_aheads_are_compared_with_uniform_weights_and_all_with_the_same
     assert made[len(VARIANTS) :] == [
         Contrast("steps", "uniform", "finite_difference"),
         Contrast("steps", "uniform", "unroll"),
+        Contrast("steps", "completion", "all"),
         Contrast("time", "bare_equal_time", "all"),
     ]
     assert contrasts(("distilled",), equal_time=False) == [Contrast("steps", "bare", "distilled")]
@@ -202,6 +203,9 @@ def test_changes_are_compared_with_the_studys_own_and_completion_with_width():
         Contrast("steps", "distilled", "no_fade"),
         Contrast("steps", "widened", "completion"),
         Contrast("steps", "widened", "all"),
+        Contrast("steps", "widened", "distilled"),
+        Contrast("steps", "completion", "all"),
+        Contrast("steps", "completion", "distilled"),
         Contrast("time", "bare_equal_time", "self"),
     ]
     assert contrasts(("no_fade", "widened"), equal_time=False) == [
