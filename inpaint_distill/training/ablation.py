@@ -122,8 +122,8 @@ class Contrast(NamedTuple):
 def contrasts(variants: Sequence[str], *, equal_time: bool) -> list[Contrast]:
     """Return what is compared: each arm with the host, and some with each other; the last also at equal wall-clock.
 
-    Where both are there, each look-ahead is compared with none, each changed distillation with the study's own, what has
-    completion blocks with the host that has their parameters as width, and blocks that are distilled with blocks alone.
+    Where both are there, each look-ahead is compared with none, each changed distillation with the study's own, what
+    has completion blocks with the host that has their parameters as width, and distilled blocks with blocks alone.
 
     >>> [f"{c.arm} - {c.baseline}" for c in contrasts(["uniform", "unroll"], equal_time=True)]
     ['uniform - bare', 'unroll - bare', 'unroll - uniform', 'unroll - bare_equal_time']
