@@ -20,8 +20,8 @@ def adaptive_convolution(
     deformable convolution. On CUDA it is torchvision's, which keeps nothing for the backward but its inputs, on the CPU
     it is done at the pixels asked for alone; neither has a second derivative. Within
     :func:`~inpaint_distill.double_backward.double_backward` the same sum is written in plain operations. Value and
-    first derivative are the same, also where a sample falls on a pixel and the
-    slope jumps: both take the side of the larger coordinate.
+    first derivative are the same, also where a sample falls on a pixel and the slope jumps: all take the side of the
+    larger coordinate.
 
     Args:
         feature: ``x``, (B, C, H, W).
