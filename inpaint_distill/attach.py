@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from inpaint_distill.companion import check_optimizer
 from inpaint_distill.config import Config, from_dict, to_dict
 from inpaint_distill.distiller import Distiller
-from inpaint_distill.errors import ConfigError, PlanError
+from inpaint_distill.errors import ConfigError
+from inpaint_distill.host.wrappers import check_whole, unwrap
+from inpaint_distill.injection import check_unlisted
 from inpaint_distill.inputs import check_host
 from inpaint_distill.plan import Wanted, choose_adapter
 from inpaint_distill.teachers.choose import make_teacher
@@ -70,7 +72,8 @@ def attach(
     Raises:
         ConfigError: A choice that does not exist or does not fit.
         OptimizerError: ``optimizer`` holds none of the host's parameters.
-        PlanError: No stages are found, or a name does not fit.
+        PlanError: No stages are found, a name does not fit, or FSDP has sharded the host, or DDP has wrapped it before
+            there are blocks in it.
     """
     check_host(host)
     for name, value in (("stages", stages), ("attention", attention)):
@@ -102,10 +105,10 @@ def attach(
             "no optimizer to train them",
             "give attach() the optimizer, or image and mask now and make the optimizer afterwards",
         )
+    check_whole(host)
     wrapped = any(isinstance(part, nn.parallel.DistributedDataParallel) for part in host.modules())
     if (config.completion or config.fusion) and wrapped:
-        found = "DistributedDataParallel, which has already listed the parameters that it synchronises"
-        raise PlanError("to inject a sub-module into the host", found, "attach before wrapping, with image and mask")
+        check_unlisted(unwrap(host))
     distiller = Distiller(
         host,
         check_optimizer(host, optimizer),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from inpaint_distill.distributed import average_
 from inpaint_distill.errors import OptimizerError
 from inpaint_distill.host.trace import RESERVED
 
@@ -29,10 +30,14 @@ class CompanionOptimizer:
     Args:
         parameters: What to train.
         model: The user's optimizer, or ``None`` for AdamW at 1e-3.
+        host: Tells, by having no gradient, that what has arrived was thrown away with its own.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], model: torch.optim.Optimizer | None) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], model: torch.optim.Optimizer | None, host: nn.Module | None = None
+    ) -> None:
         self.parameters = list(parameters)
+        self.host = host
         self.model = model
         self.inner: torch.optim.Optimizer | None = None
         self.scale: Tensor | None = None
@@ -48,21 +53,41 @@ class CompanionOptimizer:
         settings = {key: value for key, value in model.defaults.items() if key in accepted}
         try:
             self.inner = type(model)(self.parameters, **settings)
-        except TypeError:  # an optimizer of another package whose arguments are not among its defaults
+        except (TypeError, ValueError):  # its arguments are not among its defaults, or it takes matrices alone
             self.inner = torch.optim.AdamW(self.parameters, lr=1e-3)
+        train = getattr(self.inner, "train", None)
+        if callable(train):  # an optimizer that averages (schedule-free) begins in its eval mode
+            train()
 
     def arrive(self, gradient: Tensor) -> None:
-        """Note the factor with which one backward enters: a GradScaler's, or that of gradient accumulation."""
-        self.scale = gradient.detach() if self.scale is None else self.scale + gradient.detach()
+        """Note the factor with which one backward enters: a GradScaler's, or that of gradient accumulation.
+
+        Called as the backward begins. Where gradients are waiting for a step and the host's have been cleared
+        (``zero_grad()`` after an error in backward, or in place of a step), they are cleared as well.
+        """
+        if self.scale is not None and self.host is not None and all(p.grad is None for p in self.host.parameters()):
+            self.scale = None
+            for parameter in self.parameters:
+                parameter.grad = None
+        if self.scale is None:
+            self.scale = gradient.detach()
+            return
+        # A step that GradScaler skipped has left its gradients here: what overflowed is dropped, with its factor.
+        before = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        good = torch.stack([self.scale.isfinite(), *(each.isfinite().all() for each in before)]).all()
+        for each in before:
+            each.copy_(torch.where(good, each, 0))
+        self.scale = torch.where(good, self.scale, 0) + gradient.detach()
 
     def step(self) -> None:
-        """Step along the mean of the gradients that have arrived, and clear them."""
+        """Step along the mean of the gradients that have arrived, in all processes, and clear them."""
         if self.inner is None or self.scale is None:
             return
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                # What overflowed counts as nothing: GradScaler skips such a step for the host.
-                parameter.grad.div_(self.scale).nan_to_num_(0.0, 0.0, 0.0)
+        gradients = [parameter.grad.div_(self.scale) for parameter in self.parameters if parameter.grad is not None]
+        average_(gradients)
+        for gradient in gradients:
+            # What overflowed counts as nothing: GradScaler skips such a step for the host.
+            gradient.nan_to_num_(0.0, 0.0, 0.0)
         self.scale = None
         if self.model is not None:
             for group in self.inner.param_groups:
@@ -82,6 +107,7 @@ class CompanionOptimizer:
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take the moments back."""
         if self.inner is not None:
+            self.inner.state.clear()
             for name, value in {**tensors, **values}.items():
                 index, _, key = name.partition(".")
                 parameter = self.parameters[int(index)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
-from inpaint_distill.errors import StateError
+from inpaint_distill.errors import InpaintDistillError, StateError
 from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.injection import Injected, injected
 from inpaint_distill.state import read_state, write_state
@@ -43,26 +44,26 @@ def load_host(host: nn.Module, path: str | Path) -> nn.Module:
     Raises:
         StateError: The file cannot be read, or was saved from another host; ``host`` is as it was.
     """
-    asked = f"a host saved in {path}"
-    tensors, values = read_state(path, "a host", "save_host()")
-    if values.get("kind") != _KIND:
-        raise StateError(asked, "a distiller's state", "give a file written by save_host()")
-    fresh = None
-    if values["injected"] is not None and injected(host) is None:
-        try:
-            with forked_rng():  # the blocks' first weights are drawn, and replaced
-                fresh = Injected.from_spec(host, values["injected"])
-        except (AttributeError, KeyError, TypeError) as error:
-            own = injected(host)
-            if own is not None:
-                own.remove(host)
-            raise StateError(asked, f"{error}", "load it into the host it was saved from") from None
-    before = {name: tensor.clone() for name, tensor in host.state_dict().items()}
+    asked, fix = f"a host saved in {path}", "load it into the host it was saved from"
+    ours = "give a file written by save_host()"
+    tensors, values = read_state(path, "a host", ours)
+    if values.get("kind") != _KIND or "injected" not in values:
+        raise StateError(asked, "a distiller's state", ours)
+    before = copy.deepcopy(host.state_dict())
+    fresh = values["injected"] is not None and injected(host) is None
     try:
+        if fresh:
+            with forked_rng():  # the blocks' first weights are drawn, and replaced
+                Injected.from_spec(host, values["injected"])
         host.load_state_dict(tensors)
-    except RuntimeError as error:
-        if fresh is not None:
-            fresh.remove(host)
-        host.load_state_dict({name: before[name] for name in host.state_dict()})
-        raise StateError(asked, str(error).splitlines()[1].strip(), "load it into the host it was saved from") from None
+    except BaseException as error:
+        own = injected(host)
+        if fresh and own is not None:
+            own.remove(host)
+        host.load_state_dict(before)
+        if isinstance(error, InpaintDistillError) or not isinstance(error, Exception):
+            raise
+        # torch names what does not fit in the second line
+        found = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise StateError(asked, found, fix) from None
     return host

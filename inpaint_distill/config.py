@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -10,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
 from inpaint_distill.errors import ConfigError, near_names
 
 __all__ = ["AttentionConfig", "Config", "LookaheadConfig", "TermConfig", "from_dict", "load_yaml", "to_dict"]
 
 T = TypeVar("T")
+
+_SHORT = reprlib.Repr()  # of values of any size: a YAML file of a few lines can hold 10**20 of them
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,9 @@ class Config:
         balance_every: Steps between two measurements of the gradient norms; the first steps are all measured.
         warmup: Steps over which the weights rise linearly to their value.
         decay: Steps (first, last) between which the weights fall to zero along a cosine; ``None`` for never.
+        nonfinite: What to do about NaN or inf in what a term looks at: ``raise`` an error that names the place, or
+            ``skip`` the term in that step, with one warning per place and a count in the log. The term is exactly 0
+            either way. The CPU is asked every step, an accelerator every 100.
         seed: Seed of everything random that the distiller adds.
     """
 
@@ -135,6 +140,7 @@ class Config:
     balance_every: int = 16
     warmup: int = 100
     decay: tuple[int, int] | None = None
+    nonfinite: Literal["raise", "skip"] = "raise"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -190,13 +196,15 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """
     title = where or kind.__name__
     if not isinstance(values, Mapping):
-        raise ConfigError(f"settings of {title}", f"{values!r}", "give a mapping of names to values")
+        raise ConfigError(f"settings of {title}", _SHORT.repr(values), "give a mapping of names to values")
     hints = typing.get_type_hints(kind)
     fields = {f.name.rstrip("_"): f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     arguments = {}
     for key, value in values.items():
         if key not in fields:
-            raise ConfigError(f"setting {key!r} of {title}", "no such setting", f"use {near_names(str(key), fields)}")
+            raise ConfigError(
+                f"setting {_SHORT.repr(key)} of {title}", "no such setting", f"use {near_names(str(key), fields)}"
+            )
         arguments[fields[key]] = _convert(hints[fields[key]], value, f"{where}.{key}" if where else key)
     return kind(**arguments)
 
@@ -216,9 +224,11 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing, is not YAML, or does not hold a mapping.
     """
+    import yaml  # a tenth of what this package adds to `import torch`, and few runs read a file
+
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date that is none is a ValueError
         raise ConfigError(
             f"settings in {path}", f"{type(error).__name__}: {error}", "give a readable YAML file"
         ) from None
@@ -237,7 +247,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value in options:
             return value
-        raise ConfigError(f"{where} = {value!r}", "no such choice", f"use one of {', '.join(map(str, options))}")
+        raise ConfigError(
+            f"{where} = {_SHORT.repr(value)}", "no such choice", f"use one of {', '.join(map(str, options))}"
+        )
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast("type[Any]", hint), value, where)
     if origin is tuple and isinstance(value, (list, tuple)):
@@ -252,4 +264,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return Path(value)
     elif type(value) is hint:
         return value
-    raise ConfigError(f"{where} = {value!r}", f"a {type(value).__name__}", f"give {getattr(hint, '__name__', hint)}")
+    raise ConfigError(
+        f"{where} = {_SHORT.repr(value)}", f"a {type(value).__name__}", f"give {getattr(hint, '__name__', hint)}"
+    )

@@ -8,22 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from inpaint_distill.companion import CompanionOptimizer, adopt, disown
-from inpaint_distill.config import Config, to_dict
-from inpaint_distill.errors import CaptureError, PlanError, ReplayError, StateError
+from inpaint_distill.config import Config, from_dict, to_dict
+from inpaint_distill.distributed import Processes
+from inpaint_distill.errors import CaptureError, ConfigError, PlanError, ReplayError, StateError
 from inpaint_distill.host.adapted import derive
 from inpaint_distill.host.call import HostCall
-from inpaint_distill.host.guard import RandomState, forked_rng, module_device
+from inpaint_distill.host.compiling import AroundCompiled, EagerForward, is_compiled_in_place, uncompiled
+from inpaint_distill.host.forwards import Forward, Forwards
+from inpaint_distill.host.guard import RandomState, forked_rng, module_device, runs_again
 from inpaint_distill.host.taps import MethodHook, remove_with
+from inpaint_distill.host.tree import tensors
 from inpaint_distill.host.watch import Views, Watch
-from inpaint_distill.host.wrappers import unwrap
-from inpaint_distill.injection import Injected, inject, injected
+from inpaint_distill.host.wrappers import check_whole, unwrap
+from inpaint_distill.injection import Injected, check_unlisted, inject, injected
 from inpaint_distill.inputs import check_complete, check_shapes, check_values
 from inpaint_distill.lookahead.host_problem import HostProblem
 from inpaint_distill.lookahead.lookahead import Lookahead
 from inpaint_distill.losses.build import build_terms, term_weights
 from inpaint_distill.losses.composer import Composer
+from inpaint_distill.losses.screen import Screen
 from inpaint_distill.losses.terms import Terms
 from inpaint_distill.networks.meta import meta_parameters
 from inpaint_distill.plan import Plan, Wanted, plan_call, plan_images
@@ -41,11 +47,18 @@ if TYPE_CHECKING:
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.host.watch import Place
     from inpaint_distill.lookahead.host_problem import Batch, InpaintingLoss
-    from inpaint_distill.losses.balance import Observation
     from inpaint_distill.teachers.base import Teacher
 
 __all__ = ["Distiller"]
 
+_BESIDE = (
+    "a distiller plans and watches beside the host's graph, and fullgraph=True leaves no room for that inside it: "
+    "compile first, then attach to what is called: attach(torch.compile(host, fullgraph=True), ...)"
+)
+_NO_GRADIENT = (
+    "nothing that takes a gradient: the layers before it are frozen, or run in reentrant gradient checkpointing",
+    "train them, checkpoint them with use_reentrant=False, or tap others: attach(stages=..., attention=...)",
+)
 _CHECK_EVERY = 100  # steps between checks that wait for an accelerator; on the CPU every step is checked
 
 
@@ -76,24 +89,27 @@ class Distiller:
         self._inpainting_loss = inpainting_loss
         self._composer = Composer(config, term_weights(config))
         self._terms = Terms()
+        self._screen = Screen(config.nonfinite, {})
         self._companion = CompanionOptimizer([], optimizer)
         self._lookahead = Lookahead(config.lookahead, {})
         self._injected: Injected | None = None
         self._watch: Watch | None = None
         self._recipe: Recipe | None = None
         self._pending: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-        self._call: HostCall | None = None
-        self._autocast: torch.dtype | None = None
+        self._forwards = Forwards()
         self._injects_anew = False
-        self._observation: Observation | None = None
         self._ran_without_grad = False
+        self._processes = Processes()
+        self._whole = False
         self._paused = 0
         self._step = 0
         self._handles: list[Any] = []
         self._attached = True
+        self._eager = EagerForward()
 
     # -- what the user calls -------------------------------------------------------------------------------------
 
+    @_disable_dynamo
     def loss(self, image: Tensor, mask: Tensor) -> Tensor:
         """Return the distillation loss of the host's last forward, to be added to the host's own loss.
 
@@ -108,6 +124,7 @@ class Distiller:
             InputError: Image or mask are not what they should be.
             CaptureError: The host has not run since the last loss, ran without gradients, or a tap saw nothing.
             ReplayError: The host's call cannot be repeated with the complete image.
+            NumericsError: A term saw NaN or inf, unless ``Config(nonfinite="skip")``.
         """
         if not self._attached:
             raise CaptureError("a distillation loss", "the distiller is detached", "attach() again")
@@ -117,38 +134,25 @@ class Distiller:
         if self._paused:
             return image.new_zeros((), dtype=torch.float32)
         if not self._composer.active(self._step):
-            if self._seeks_hole and self._call is not None:
-                self._derive(self._call, image, mask)
-            self._call = self._observation = None
-            if self._watch is not None:
-                self._watch.clear()
+            if self._seeks_hole and self._forwards.last is not None:
+                check_values(image, mask, latent=self._wanted.latent)
+                self._derive(self._forwards.last.call, image, mask)
+            self._forget()
             return image.new_zeros((), dtype=torch.float32)
-        call, student, observation, edges = self._take_forward(image)
-        checked = image.device.type == "cpu" or self._recipe is None or self._step % _CHECK_EVERY == 0
-        if checked:
-            check_values(image, mask, latent=self._wanted.latent)
-        self._explain(call, image, mask, checked=checked)
-        teacher = Views()
-        if self._terms.needs_teacher:
-            # As the host ran, also where loss() is called outside the autocast.
-            with torch.autocast(image.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-                teacher = self._teacher.views(*self._teacher_call(call, image))
-        with torch.autocast(image.device.type, enabled=False):
-            for views in (student, teacher):
-                views.features = [feature.float() for feature in views.features]
-            hole = mask.float().expand(image.shape[0], -1, -1, -1)
-            terms = self._terms(student, teacher, hole)
-            loss = self._composer.combine(terms, self._step, observation, self._terms.looks_at, edges)
-        loss.register_hook(self._companion.arrive)  # type: ignore[no-untyped-call]
-        if self._recipe is not None:
-            call = self._recipe.own(call, image, mask)
-        self._lookahead.remember(self._step, call, image, mask, self._autocast)
-        return loss
+        forward, student, edges = self._take_forward(image, mask)
+        with self._processes.joint():
+            self._processes.begin_alike(self._terms, getattr(self._teacher, "module", None))
+            return self._compare(forward, student, edges, image, mask)
 
     @property
     def log(self) -> dict[str, Tensor]:
-        """Named values of the last loss, detached, on the device: terms, the factors they entered with, the sum."""
+        """Named values of the last loss, detached, on the device: terms, the factors they entered with, the sum.
+
+        With ``Config(nonfinite="skip")`` also how often each term has been left out, ``skipped/...``.
+        """
         found = dict(self._composer.log)
+        if self.config.nonfinite == "skip":
+            found |= {f"skipped/{name}": count for name, count in self._screen.skipped.items()}
         if self._lookahead.objective is not None:
             found["inpainting after look-ahead"] = self._lookahead.objective
         return found
@@ -165,16 +169,19 @@ class Distiller:
         """Follow one optimizer step; called by the optimizer's own hook where one was given to :func:`attach`."""
         if not self._attached:
             return
+        self._forget()  # a forward of the weights before the step
         if self._composer.over(self._step):  # the teacher is not asked again
             self._step += 1
             return
-        self._companion.step()
-        if self.plan is not None:
-            self._teacher.update(self._host)
-        self._step += 1
-        if self._lookahead.due(self._step):
-            with self.paused():
-                self._lookahead.look(self._problem)
+        with self._processes.joint():
+            self._composer.settle()
+            self._companion.step()
+            if self.plan is not None:
+                self._teacher.update(self._host)
+            self._step += 1
+            if self._lookahead.due(self._step):
+                with self.paused(), uncompiled():  # with weights and taps that no graph knows
+                    self._lookahead.look(self._problem)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -200,7 +207,7 @@ class Distiller:
         if self._watch is not None:
             self._watch.remove()
         self._teacher.release()
-        self._call = self._observation = None
+        self._forwards.clear()
         if self._injected is not None and not keep_completion:
             if self._optimizer is not None:
                 disown(self._optimizer, self._injected)
@@ -245,24 +252,39 @@ class Distiller:
         tensors, values = read_state(path)
         if values.get("kind") != "distiller":
             raise StateError(f"the distiller saved in {path}", "a host", "load it with load_host()")
-        if values["config"] != to_dict(self.config):
-            changed = [key for key, value in to_dict(self.config).items() if values["config"].get(key) != value]
+        for key, kind in (("config", dict), ("step", int), ("stages", list), ("parts", dict)):
+            if not isinstance(values.get(key), kind):
+                fix = "give a file written by Distiller.save()"
+                raise StateError(f"the distiller saved in {path}", f"{key} = {values.get(key)!r:.100}", fix)
+        try:
+            saved, own = to_dict(from_dict(Config, values["config"])), to_dict(self.config)
+        except ConfigError as error:
+            found = f"{error.asked}: {error.found}"
+            raise StateError(f"the distiller saved in {path}", found, "use the version that saved it") from None
+        if changed := [key for key in own if saved[key] != own[key]]:
             found = f"saved with other settings of {', '.join(changed)}"
             raise StateError(f"the distiller saved in {path}", found, "attach with the configuration it was saved with")
-        self._pending = (tensors, values)
-        self._step = int(values["step"])
-        if self.plan is not None:
-            self._restore()
+        if self.plan is None:
+            self._pending = (tensors, values)
+        else:
+            self._restore(tensors, values)
+        self._step = values["step"]
 
     # -- what the hooks call -------------------------------------------------------------------------------------
 
+    @_disable_dynamo
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._paused or not (self._composer.active(self._step) or self._seeks_hole):
+        if runs_again():
+            return
+        injects = self.config.fusion and self._watch is None
+        if self._paused or not (self._composer.active(self._step) or self._seeks_hole or injects):
             return
         if not torch.is_grad_enabled():
             self._ran_without_grad = True
             return
         call = HostCall(args, kwargs)
+        self._meet()
+        late = self._watch is None
         if self._watch is None:
             try:
                 with self.paused():
@@ -274,17 +296,31 @@ class Distiller:
                 self._injected.begin(args, kwargs)
         if self.plan is not None and self.plan.draws:
             call = HostCall(args, kwargs, RandomState.now(module_device(self._host)))
-        self._observation = self._composer.observation(self._step)
+        observation = self._composer.observation(self._step)
         if self._watch is not None:
-            self._watch.begin(self._observation.watch if self._observation else None)
-        self._call = call
+            if self._forwards.last is not None:
+                self._forwards.last.kept = self._forwards.last.kept or self._watch.put_aside()
+            self._watch.begin(observation.watch if observation else None)
+            if late and module is self._host:  # as is that of attention in the root's own forward
+                self._watch.enter(module, args, kwargs)
+        if observation is not None:  # no graph shows the gradients inside it
+            self._eager.begin()
         device = module_device(self._host).type
-        self._autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        self._forwards.add(Forward(call, autocast, observation))
 
+    @_disable_dynamo
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._watch is not None and not self._paused:
+        if self._watch is not None and not self._paused and not runs_again():
             self._watch.end()
+            if torch.is_grad_enabled() and self._forwards.last is not None and not self._forwards.last.ended:
+                self._forwards.last.end(output)
 
+    @_disable_dynamo
+    def _finish_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._eager.end()
+
+    @_disable_dynamo
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._paused:
             self.step()
@@ -294,16 +330,22 @@ class Distiller:
     def install(self, image: Tensor | None, mask: Tensor | None) -> None:
         """Plan if there is something to plan with, then put the hooks on; called by :func:`attach`."""
         self._teacher.check()
-        if image is not None and mask is not None:
-            self._prepare(plan_images(self._host, image, mask, self._wanted))
-        before, after, step = (MethodHook(self, name) for name in ("_before_forward", "_after_forward", "_after_step"))
-        self._handles = [
-            self._called.register_forward_pre_hook(before, with_kwargs=True),
-            self._called.register_forward_hook(after),
-        ]
+        plan = None if image is None or mask is None else plan_images(self._host, image, mask, self._wanted)
+        names = ("_before_forward", "_after_forward", "_finish_forward", "_after_step")
+        before, after, finish, step = (MethodHook(self, name, _BESIDE) for name in names)
+        if is_compiled_in_place(self._called):
+            self._handles = [AroundCompiled(self._called, before, after, finish)]
+        else:
+            self._handles = [
+                self._called.register_forward_pre_hook(before, with_kwargs=True),
+                self._called.register_forward_hook(after),
+                self._called.register_forward_hook(finish, always_call=True),
+            ]
         if self._optimizer is not None:
             self._handles.append(self._optimizer.register_step_post_hook(step))
         remove_with(self, self._handles)
+        if plan is not None:  # now: where the root itself is tapped, the hooks above have to come before the tap
+            self._prepare(plan)
 
     def _prepare(self, plan: Plan) -> None:
         """Inject what is to be injected, and build teacher, terms and taps on a plan."""
@@ -323,10 +365,12 @@ class Distiller:
             plan = dataclasses.replace(plan, attention=sites)
             self._terms = build_terms(self.config, plan.stages, paired, sites, self._teacher.sites)
             self._terms.to(device)
+            labels = ([each.label for each in places] for places in (plan.stages, sites))
+            self._screen = Screen(self.config.nonfinite, self._terms.each, *labels)
         if self._injected is not None and self._optimizer is not None:
             adopt(self._optimizer, self._host, self._injected)
-        self._composer.keep(self._terms.keys())
-        self._companion = CompanionOptimizer(self._terms.trained(), self._optimizer)
+        self._composer.keep(self._terms.keys(), device)
+        self._companion = CompanionOptimizer(self._terms.trained(), self._optimizer, self._host)
         self._lookahead = Lookahead(self.config.lookahead, dict(meta_parameters(self._terms)))
         restores = self._wanted.adapter is None or self._wanted.adapter.restores
         if self._lookahead.active and not restores and self._inpainting_loss is None:
@@ -337,18 +381,25 @@ class Distiller:
         inserted = tuple(self._injected.describe()) if self._injected else ()
         self.plan = dataclasses.replace(plan, teacher=self._teacher.describe(), added=tuple(added), injected=inserted)
         if self._pending is not None:
-            self._restore()
+            pending, self._pending = self._pending, None
+            self._restore(*pending)
 
-    def _restore(self) -> None:
-        tensors, values = self._pending or ({}, {})
-        self._pending = None
+    def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         labels = [stage.label for stage in self._stages]
+        asked, fix = "a saved distiller", "load it into the host it was saved from"
         if values["stages"] != labels:
-            found = f"saved from stages {', '.join(values['stages'])}; these are {', '.join(labels)}"
-            raise StateError("a saved distiller", found, "load it into the host it was saved from")
+            found = f"saved from stages {', '.join(map(str, values['stages']))}; these are {', '.join(labels)}"
+            raise StateError(asked, found, fix)
+        source = None
+        if self._injected is not None:
+            try:
+                source = Injected.read_source(values["injected"])
+            except (LookupError, TypeError) as error:
+                found = f"no blocks that can be read ({type(error).__name__}: {error})"
+                raise StateError(asked, found, fix) from None
         unpack(self._parts, tensors, values["parts"])
         if self._injected is not None:
-            self._injected.source = Injected.read_source(values["injected"])
+            self._injected.source = source
 
     @property
     def _parts(self) -> dict[str, Stateful]:
@@ -362,6 +413,51 @@ class Distiller:
         }
 
     # -- what happens in a step ----------------------------------------------------------------------------------
+
+    def _meet(self) -> None:
+        """See how the host is trained: it may have been wrapped since :func:`attach`."""
+        try:
+            if not self._whole:
+                check_whole(self._called)
+                self._whole = True
+            if self._processes.meet(self._called):
+                self._composer.wait()
+                if (self.config.completion or self.config.fusion) and self.plan is None:
+                    check_unlisted(self._host)
+        except PlanError:
+            self.undo()
+            raise
+
+    def _compare(
+        self, forward: Forward, student: Views, edges: dict[Place, GradientEdge], image: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Let the teacher see the complete image, and add the terms up."""
+        call = forward.call
+        checked = image.device.type == "cpu" or self._recipe is None or self._step % _CHECK_EVERY == 0
+        if checked:
+            elsewhere = self._processes.group is not None and self._recipe is not None
+            check_values(image, mask, latent=self._wanted.latent, hole_elsewhere=elsewhere)
+            if self._composer.balancer is not None:
+                self._composer.balancer.check()
+        self._explain(call, image, mask, checked=checked)
+        teacher = Views()
+        if self._terms.needs_teacher:
+            # As the host ran, also where loss() is called outside the autocast.
+            with torch.autocast(image.device.type, dtype=forward.autocast, enabled=forward.autocast is not None):
+                teacher = self._teacher.views(*self._teacher_call(call, image))
+        with torch.autocast(image.device.type, enabled=False):
+            for views in (student, teacher):
+                views.features = [feature.float() for feature in views.features]
+            hole = mask.float().expand(image.shape[0], -1, -1, -1)
+            terms = self._screen.values(self._terms(*self._screen.views(student, teacher), hole), self._step)
+            if checked:
+                self._screen.check(self._step)
+            loss = self._composer.combine(terms, self._step, forward.observation, self._terms.looks_at, edges)
+        loss.register_hook(self._companion.arrive)  # type: ignore[no-untyped-call]
+        if self._recipe is not None:
+            call = self._recipe.own(call, image, mask)
+        self._lookahead.remember(self._step, call, image, mask, forward.autocast)
+        return loss
 
     def _explain(self, call: HostCall, image: Tensor, mask: Tensor, *, checked: bool) -> None:
         """Find out which of the call's arguments carry image and mask, where that is not known or has changed."""
@@ -400,26 +496,58 @@ class Distiller:
             raise ReplayError("the teacher's call", "a host that has not run yet", "call the host, then loss()")
         return self._recipe.apply(call, image), image
 
-    def _take_forward(self, image: Tensor) -> tuple[HostCall, Views, Observation | None, dict[Place, GradientEdge]]:
-        """Hand out the last watched forward, once."""
-        call, observation = self._call, self._observation
-        self._call = self._observation = None
-        if call is None or self._watch is None:
+    def _forget(self) -> None:
+        """Forget the forwards whose loss has not been asked for."""
+        self._forwards.clear()
+        if self._watch is not None:
+            self._watch.clear()
+
+    def _which(self, candidates: list[Forward], image: Tensor, mask: Tensor) -> Forward:
+        """Return the newest forward of this batch; compares, and so waits for the device, where there are several."""
+        if len(candidates) == 1:
+            return candidates[0]
+        found = "none is of this image and mask"
+        for forward in candidates:
+            recipe = self._recipe
+            if recipe is None or recipe.signature != forward.call.signature():
+                try:
+                    recipe = derive(self._host, forward.call, image, mask, self._wanted.adapter)
+                except ReplayError:
+                    continue
+            if not recipe.tells:
+                found = "the call does not tell of which batch it is"
+                break
+            if recipe.fits(forward.call, image, mask):
+                return forward
+        raise CaptureError(
+            f"the distillation loss of one of the host's last {len(candidates)} forwards",
+            found,
+            "call loss() right after the forward, and run others under torch.no_grad() or distiller.paused()",
+        )
+
+    def _take_forward(self, image: Tensor, mask: Tensor) -> tuple[Forward, Views, dict[Place, GradientEdge]]:
+        """Hand out the watched forward of a batch, once."""
+        candidates, last = self._forwards.candidates(), self._forwards.last
+        if last is None or self._watch is None:
             if self._ran_without_grad:
                 found, fix = "the host ran under no_grad", "run the host with gradients before loss()"
             else:
                 found, fix = "the host has not run since the last one", "call the host, then loss(), once per forward"
             raise CaptureError("a distillation loss", found, fix)
         self._ran_without_grad = False
+        forward = self._which(candidates, image, mask)
+        self._forwards.take(forward)
+        if last.kept is None:
+            last.kept = self._watch.put_aside()
+        self._watch.put_back(forward.kept)
         edges = self._watch.take_edges()
         views = self._watch.take((image.shape[2], image.shape[3]))
-        for stage, feature in zip(self._stages, views.features, strict=True):
-            if not feature.requires_grad:
-                found = "a feature without gradient: the layers before it are frozen"
-                raise CaptureError(
-                    f"stage {stage.label}", found, "train them, or name other stages: attach(stages=...)"
-                )
-        return call, views, observation, edges
+        labels = [f"stage {stage.label}" for stage in self._stages]
+        labels += [f"attention {site.label}" for site in self._watch.sites]
+        for label, seen in zip(labels, (*views.features, *views.attention), strict=True):
+            if not any(tensor.requires_grad for _, tensor in tensors(seen)):
+                raise CaptureError(label, *_NO_GRADIENT)
+        return forward, views, edges
 
     def _problem(self, first: Batch, second: Batch) -> HostProblem:
         """Pose a look-ahead on two batches."""

@@ -15,6 +15,8 @@ __all__ = [
     "InpaintDistillError",
     "InputError",
     "LookaheadWarning",
+    "NumericsError",
+    "NumericsWarning",
     "OptimizerError",
     "PlanError",
     "ReplayError",
@@ -68,6 +70,10 @@ class CaptureError(InpaintDistillError):
     """A tapped feature is missing, carries no gradient or was overwritten."""
 
 
+class NumericsError(InpaintDistillError):
+    """NaN or inf where a term looked, or in the term itself."""
+
+
 class OptimizerError(InpaintDistillError):
     """The optimizer given does not train the host given."""
 
@@ -86,6 +92,10 @@ class TeacherWarning(UserWarning):
 
 class LookaheadWarning(UserWarning):
     """Meta-networks that cannot be trained as asked."""
+
+
+class NumericsWarning(UserWarning):
+    """Terms left out of a step because of NaN or inf."""
 
 
 def near_names(wanted: str, names: Iterable[str], limit: int = 5) -> str:

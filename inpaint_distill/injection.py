@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from inpaint_distill.errors import CaptureError, PlanError
 from inpaint_distill.host.attention import AttentionSite
+from inpaint_distill.host.attention_calls import apart
 from inpaint_distill.host.call import HostCall
+from inpaint_distill.host.guard import runs_again
 from inpaint_distill.host.hole import HoleSource
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.trace import RESERVED
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from inpaint_distill.config import Config
     from inpaint_distill.plan import Plan
 
-__all__ = ["Injected", "completion_stages", "inject", "injected"]
+__all__ = ["Injected", "check_unlisted", "completion_stages", "inject", "injected"]
 
 _NAMES: dict[type[nn.Module], str] = {
     CompletionBlock: "completion block",
@@ -93,11 +96,15 @@ class Injected(nn.Module):
             delattr(host, RESERVED)
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Read the size of the image, and the hole, of a call."""
+        """Read the size of the image, and the hole, of a call.
+
+        A checkpoint around the whole call runs it again in backward, and has to see what the call saw.
+        """
+        blind = self.source is None or (runs_again() and self._hole is None)
         self._calls = {}
         self._over = False
         self._image_size = HostCall(args, kwargs).image_size() or (0, 0)
-        self._hole = self.source.read(args, kwargs) if self.source is not None else None
+        self._hole = self.source.read(args, kwargs) if self.source is not None and not blind else None
 
     def end(self) -> None:
         """Note that the forward is over; the hole is kept for what gradient checkpointing runs again in backward."""
@@ -109,6 +116,8 @@ class Injected(nn.Module):
         call = self._calls.get(index, 0)
         if not self._over:
             self._calls[index] = call + 1
+        elif not runs_again():
+            return output  # an activation that other models share, or a part that is called by itself
         elif call == 1:
             call = 0  # the one call of this forward, run again
         elif call:
@@ -127,7 +136,11 @@ class Injected(nn.Module):
         feature = stage.read(output)
         map = stage.as_map(feature, self._image_size)
         hole = map.new_zeros(map.shape[0], 1, *self._image_size) if blind else self._hole
-        changed = block(map, hole) if completes else block(map)
+        if completes:
+            changed = block(map, hole)
+        else:
+            with nullcontext() if torch.compiler.is_compiling() else apart():
+                changed = block(map)
         return stage.write(output, stage.as_output(changed, feature))
 
     def describe(self) -> list[str]:
@@ -205,6 +218,17 @@ def injected(host: nn.Module) -> Injected | None:
     return own if isinstance(own, Injected) else None
 
 
+def check_unlisted(host: nn.Module) -> None:
+    """Refuse a host that DDP has wrapped before anything was injected.
+
+    Raises:
+        PlanError: Nothing has been.
+    """
+    if injected(host) is None:
+        found = "DistributedDataParallel, which has already listed the parameters that it synchronises"
+        raise PlanError("to inject a sub-module into the host", found, "attach before wrapping, with image and mask")
+
+
 def inject(
     host: nn.Module, plan: Plan, config: Config, *, tap: bool = True
 ) -> tuple[Injected | None, tuple[AttentionSite, ...]]:
@@ -259,7 +283,8 @@ def completion_stages(stages: Sequence[Stage], config: Config, image_size: tuple
     """
     levels = config.completion_levels
     if levels is None:
-        levels = tuple(level for level, stage in enumerate(stages) if 1 < stage.stride < min(image_size))
+        sizes = [_size_on(stage, image_size) for stage in stages]
+        levels = tuple(level for level, stage in enumerate(stages) if stage.stride > 1 and sizes[level] != (1, 1))
     for level in levels:
         if not 0 <= level < len(stages):
             raise PlanError(
@@ -267,11 +292,18 @@ def completion_stages(stages: Sequence[Stage], config: Config, image_size: tuple
                 f"{len(stages)} stages",
                 f"use levels from 0 to {len(stages) - 1} in completion_levels",
             )
-        size = tuple(max(1, round(side / stages[level].stride)) for side in image_size)
-        CompletionBlock.check_size((size[0], size[1]))
+        CompletionBlock.check_size(_size_on(stages[level], image_size))
     if not levels:
         raise PlanError("completion blocks", "no stage below image resolution", "name some: completion_levels=(0,)")
     return [stages[level] for level in levels]
+
+
+def _size_on(stage: Stage, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of a stage's map; the dry run may have seen a square image stretched in width."""
+    rows, columns = stage.size
+    if not rows:  # a stage that was described without it
+        rows, columns = (-(-side // stage.stride) for side in image_size)
+    return (rows, rows) if image_size[0] == image_size[1] else (rows, columns)
 
 
 def _attention_site(own: Injected) -> AttentionSite | None:

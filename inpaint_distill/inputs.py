@@ -69,13 +69,14 @@ def check_shapes(image: Any, mask: Any, *, latent: bool = False) -> None:
         raise InputError("an image in [-1, 1] or [0, 1]", f"{image.dtype}", "convert it: image.float() / 127.5 - 1")
 
 
-def check_values(image: Tensor, mask: Tensor, *, latent: bool = False) -> None:
+def check_values(image: Tensor, mask: Tensor, *, latent: bool = False, hole_elsewhere: bool = False) -> None:
     """Check what reads the values and so waits for the device: range, 0/1 mask, a hole to fill.
 
     Args:
         image: (B, C, H, W).
         mask: (B or 1, 1, H, W).
         latent: The image is latents, of any range.
+        hole_elsewhere: This is a part of a batch, of which another process may have all the holes.
 
     Raises:
         InputError: The image is out of range or not finite, the mask is not 0/1, or there is no hole.
@@ -95,7 +96,7 @@ def check_values(image: Tensor, mask: Tensor, *, latent: bool = False) -> None:
             f"other values, such as {float(bad[0]):.4g}",
             "threshold it after resizing: (mask > 0.5).float()",
         )
-    if not bool(hole.any()):
+    if not hole_elsewhere and not bool(hole.any()):
         raise InputError(
             "a mask with a hole", "zeros everywhere", "give the mask as 1 = hole; skip batches without one"
         )

@@ -19,7 +19,7 @@ from inpaint_distill.host.named_stages import named_stages
 from inpaint_distill.host.stage import token_grid
 from inpaint_distill.host.trace import trace_call, trace_sizes
 from inpaint_distill.host.tree import format_path
-from inpaint_distill.host.wrappers import unwrap
+from inpaint_distill.host.wrappers import name_inside, unwrap
 from inpaint_distill.inputs import check_host, check_shapes, check_values
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from inpaint_distill.host.trace import Trace
 
 __all__ = ["Plan", "Wanted", "choose_adapter", "plan", "plan_call", "plan_images"]
+
+DRY_BATCH = 2
+"""Images of a dry run: two show which axis is the batch, and a whole training batch shows no more."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,8 @@ class Wanted:
         """Let the user's names go before the adapter's."""
         known = (adapter.stages(host), adapter.attention(host)) if adapter else (None, None)
         return Wanted(
-            stages=stages or known[0],
-            attention=known[1] if attention is None else attention,
+            stages=[name_inside(host, each) for each in stages] if stages else known[0],
+            attention=known[1] if attention is None else [name_inside(host, each) for each in attention],
             adapter=adapter,
             named=bool(stages),
             names_attention=bool(attention),
@@ -201,8 +204,8 @@ def plan(
         PlanError: The host does not run, no stages are found, or a name does not fit.
     """
     check_host(host)
-    host = unwrap(host)
-    return plan_images(host, image, mask, Wanted.of(host, choose_adapter(host, adapter), stages, attention))
+    wanted = Wanted.of(host, choose_adapter(host, adapter), stages, attention)
+    return plan_images(unwrap(host), image, mask, wanted)
 
 
 def plan_call(host: nn.Module, call: HostCall, wanted: Wanted) -> Plan:
@@ -225,7 +228,8 @@ def plan_images(host: nn.Module, image: Tensor, mask: Tensor, wanted: Wanted) ->
     check_values(image, mask, latent=wanted.latent)
     adapter = wanted.adapter
     device = module_device(host)
-    image, mask = image.to(device), mask.to(device).float().expand(image.shape[0], -1, -1, -1)
+    image = image[:DRY_BATCH].to(device)
+    mask = mask[:DRY_BATCH].to(device).float().expand(image.shape[0], -1, -1, -1)
     if adapter is None:
         convention = find_convention(host, image, mask)
         return _plan(host, trace_call(host, convention.pack(image, mask)), wanted, str(convention))

@@ -1,50 +1,94 @@
-"""Save and load: one safetensors file, with the settings as JSON in its header."""
+"""Save and load: one safetensors file, with the settings and a checksum in its header."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from safetensors.torch import save as serialize
 
 from inpaint_distill.errors import StateError
+from inpaint_distill.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
-__all__ = ["Stateful", "pack", "read_state", "unpack", "write_state"]
+__all__ = ["Stateful", "from_plain", "pack", "read_state", "to_plain", "unpack", "write_state"]
 
-_FORMAT = "inpaint_distill/1"
+_FORMAT = "inpaint_distill/2"
+_UNCHECKED = "inpaint_distill/1"  # as the first version wrote it, without a checksum
 
 
-def write_state(path: str | Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+def write_state(path: str | Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Write tensors and JSON values to one file; a reader sees the old file or the new one, never a part.
 
     Raises:
-        StateError: The folder does not exist or cannot be written.
+        StateError: The folder does not exist, is full or cannot be written, or a value is no tensor.
     """
-    path = Path(path)
-    header = {"format": _FORMAT, "values": json.dumps(values, sort_keys=True)}
-    data = serialize({name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}, header)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):  # such as the extra state of a module
+            found = f"{name}, a {type(tensor).__name__}"
+            raise StateError(f"to save tensors to {path}", found, "keep in buffers what has to be saved")
+    plain = {name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}
+    text = json.dumps(values, sort_keys=True)
+    data = serialize(plain, {"format": _FORMAT, "values": text, "sha256": _checksum(plain, text)})
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise StateError(f"to save {path}", f"{error}", "give a path in an existing, writable folder") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        fix = "give a path in an existing, writable folder that has room"
+        raise StateError(f"to save {path}", f"{error}", fix) from None
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Hash all that is read back: names, types, shapes and bits of the tensors, and the values."""
+    found = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def to_plain(value: Any, tensors: dict[str, Tensor], name: str = "state") -> Any:
+    """Write nested dicts, lists and tuples as JSON values that :func:`from_plain` reads back with their types.
+
+    Args:
+        value: The state of an optimizer, a scheduler or a module.
+        tensors: Its tensors are added here, and named in their place.
+        name: What their names begin with.
+
+    >>> to_plain({0: (1, 2)}, {})
+    {'dict': [[0, {'tuple': [1, 2]}]]}
+    """
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, to_plain(member, tensors, f"{name}/{key}")] for key, member in value.items()]}
+    if isinstance(value, (list, tuple)):
+        members = [to_plain(member, tensors, f"{name}/{index}") for index, member in enumerate(value)]
+        return {"tuple": members} if isinstance(value, tuple) else members
+    return value
+
+
+def from_plain(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return what :func:`to_plain` wrote."""
+    if isinstance(value, list):
+        return [from_plain(member, tensors) for member in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "tuple":
+        return tuple(from_plain(member, tensors) for member in content)
+    return {key: from_plain(member, tensors) for key, member in content}
 
 
 class Stateful(Protocol):
@@ -54,7 +98,7 @@ class Stateful(Protocol):
         """Return it."""
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Take it back."""
+        """Take it back, in place of whatever there is."""
 
 
 def pack(parts: Mapping[str, Stateful]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -65,39 +109,58 @@ def pack(parts: Mapping[str, Stateful]) -> tuple[dict[str, Tensor], dict[str, An
 
 
 def unpack(parts: Mapping[str, Stateful], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Give each part its state back.
+    """Give each part its state back; all of them, or none.
 
     Raises:
-        StateError: A part does not fit what was saved.
+        StateError: A part does not fit what was saved; every part is as it was.
     """
+    present, present_values = pack(parts)
+    before = {name: tensor.detach().clone() for name, tensor in present.items()}
     try:
-        for name, part in parts.items():
-            own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
-            part.load(own, values[name])
-    except (RuntimeError, KeyError, ValueError, IndexError) as error:
+        _give(parts, tensors, values)
+    except BaseException as error:
+        _give(parts, before, present_values)
+        if not isinstance(error, (RuntimeError, LookupError, TypeError, ValueError, AttributeError)):
+            raise
         raise StateError("a saved distiller", f"{error}", "load it into the host it was saved from") from None
 
 
+def _give(parts: Mapping[str, Stateful], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    for name, part in parts.items():
+        own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
+        part.load(own, values[name])
+
+
 def read_state(
-    path: str | Path, what: str = "a distiller", writer: str = "Distiller.save()"
+    path: str | Path, what: str = "a distiller", fix: str = "give a file written by Distiller.save()"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`write_state` wrote; nothing in the file is executed.
 
     Args:
         path: The file.
         what: What it should hold, for error texts.
-        writer: What writes such files.
+        fix: What to do where it does not.
 
     Raises:
-        StateError: The file is missing, damaged, or not one of ours.
+        StateError: The file is missing, damaged in a single bit, or not one of ours.
     """
     asked = f"{what} saved in {path}"
-    fix = f"give a file written by {writer}"
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("format") != _FORMAT:
-                raise StateError(asked, f"a safetensors file of format {header.get('format')!r}", fix)
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["values"])  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            form = header.get("format")
+            if form not in (_FORMAT, _UNCHECKED):
+                raise StateError(asked, f"a safetensors file of format {form!r}", fix)
+            text = header["values"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        intact = form == _UNCHECKED or header.get("sha256") == _checksum(tensors, text)
+        values = json.loads(text) if intact else {}
+    except StateError:
+        raise
+    except Exception as error:  # whatever the decoders raise for what is not theirs
         raise StateError(asked, f"{type(error).__name__}: {error}", fix) from None
+    if not intact:
+        raise StateError(asked, "a damaged file, whose content does not fit its checksum", fix)
+    if not isinstance(values, dict):
+        raise StateError(asked, f"a {type(values).__name__} instead of an object of values", fix)
+    return tensors, values

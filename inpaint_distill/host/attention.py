@@ -148,7 +148,7 @@ class AttentionSite:
             return None
         if entering.ndim == 3:
             found = entering[:, self.prefix :]
-            return found if found.shape[:2] == (batch, count) else None
+            return found if found.shape == (batch, count, self.channels) else None
         map = entering if entering.shape[1] == self.channels else entering.permute(0, 3, 1, 2)
         map = F.adaptive_avg_pool2d(map, self.grid(count, batch, map.shape[0], image_size))
         return self.tokens(map, count, batch, image_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +16,20 @@ from inpaint_distill.host.attention import AttentionMap
 from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from inpaint_distill.host.attention import AttentionKind
 
-__all__ = ["AttentionCall", "AttentionMode", "entering_of", "is_mha", "join_samples", "read_function", "read_mha"]
+__all__ = [
+    "AttentionCall",
+    "AttentionMode",
+    "apart",
+    "entering_of",
+    "is_mha",
+    "join_samples",
+    "read_function",
+    "read_mha",
+]
 
 _SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
 
@@ -55,6 +66,23 @@ class AttentionCall:
         self.versions = [(tensor, tensor._version) for tensor in found if tensor is not None]
 
 
+class _Apart(threading.local):
+    depth = 0
+
+
+_apart = _Apart()
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Show what is computed inside only to modes that begin inside: it is not the host's own attention."""
+    _apart.depth += 1
+    try:
+        yield
+    finally:
+        _apart.depth -= 1
+
+
 class AttentionMode(TorchFunctionMode):
     """While pushed, write down every attention that is computed, in a module or in a plain function.
 
@@ -69,13 +97,14 @@ class AttentionMode(TorchFunctionMode):
         super().__init__()
         self.logits = logits
         self.calls: list[AttentionCall] = []
+        self._pushed_at = _apart.depth
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call the function and write it down if it is an attention."""
         output = func(*args, **(kwargs or {}))
-        call = read_function(func, args, kwargs or {}, output)
+        call = read_function(func, args, kwargs or {}, output) if self._pushed_at == _apart.depth else None
         if call is not None:
             call.remember(logits=self.logits)
             self.calls.append(call)

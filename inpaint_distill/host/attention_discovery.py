@@ -23,7 +23,8 @@ from inpaint_distill.host.attention_calls import (
     read_mha,
 )
 from inpaint_distill.host.attention_choice import AttentionCandidate
-from inpaint_distill.host.guard import uncompiled, untouched
+from inpaint_distill.host.compiling import uncompiled
+from inpaint_distill.host.guard import untouched
 from inpaint_distill.host.stage import MAX_PREFIX, level_of, token_grid
 from inpaint_distill.host.taps import Hook
 from inpaint_distill.host.trace import RESERVED
@@ -63,8 +64,7 @@ def find_attention(host: nn.Module, run: Callable[[], Any], image_size: tuple[in
     finally:
         for handle in handles:
             handle.remove()
-    found = [candidate for _, candidate in sorted(recorder.found, key=lambda each: each[0])]
-    return [each for each in found if each.site.name.partition(".")[0] != RESERVED]
+    return [candidate for _, candidate in sorted(recorder.found, key=lambda each: each[0])]
 
 
 @dataclass
@@ -103,6 +103,8 @@ class _Recorder(Hook):
     def see(self, call: AttentionCall) -> None:
         """Count a call for every module that is running; it belongs to the innermost that is no ``nn.Softmax``."""
         self.clock += 1
+        if any(frame.name.partition(".")[0] == RESERVED for frame in self.open):
+            return  # injected: the taps on the modules around it do not see it either
         light = dataclasses.replace(call, map=AttentionMap(), own=())
         for frame in self.open:
             frame.calls.append(light)

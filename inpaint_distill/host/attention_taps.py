@@ -172,8 +172,8 @@ class AttentionTaps:
     """Attention taps for one module tree.
 
     A forward under ``torch.compile`` is seen if it is compiled with the taps in place: the graph breaks at tapped
-    modules, and ``fullgraph=True`` is refused by torch. A graph compiled before never calls the taps; :meth:`take`
-    reports it.
+    modules, and ``fullgraph=True`` is refused with the reason. A graph compiled before never calls the taps;
+    :meth:`take` reports it.
 
     Args:
         root: The module whose forward is watched.
@@ -201,9 +201,11 @@ class AttentionTaps:
             tap.wanted[site.call].append((site.index, index))
         for name, tap in self._taps.items():
             module = modules[name]
-            enter, leave = MethodHook(tap, "enter"), MethodHook(tap, "leave")
+            enter, leave = MethodHook(tap, "enter", _BESIDE), MethodHook(tap, "leave", _BESIDE)
             self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+            # First of all hooks: one on the root says that the forward is over, after which nothing is kept.
+            handle = module.register_forward_hook(leave, with_kwargs=True, always_call=True, prepend=True)
+            self._handles.append(handle)
         remove_with(self, self._handles)
 
     @property
@@ -228,6 +230,11 @@ class AttentionTaps:
         self._session.watch, self._session.seen = watch, seen
         self._session.active = True
 
+    def enter(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begin a call of the root, where its forward had begun before the taps were put on."""
+        if "" in self._taps:
+            self._taps[""].enter(root, args, kwargs)
+
     def take(self) -> list[AttentionMap]:
         """Return what the watched forward showed and forget it.
 
@@ -249,6 +256,11 @@ class AttentionTaps:
                 raise CaptureError(f"the attention of {label}", "a later operation overwrote it in place", _FIX)
         return [kept[index][0] for index in range(len(self.sites))]
 
+    def swap(self, kept: Any) -> Any:
+        """Put what was kept of another forward in place of what is, and return that."""
+        former, self._session.kept = self._session.kept, kept
+        return former
+
     def clear(self) -> None:
         """Forget what was kept and stop watching."""
         self._session.active = False
@@ -265,6 +277,10 @@ class AttentionTaps:
         self._handles.clear()
 
 
+_BESIDE = (
+    "attention is read beside the host's graph, and fullgraph=True leaves no room for that inside it: "
+    "compile without fullgraph=True, or tap no attention: attach(..., attention=())"
+)
 _FIX = "tap another attention layer, or none: attach(..., attention=[...]); compile the model after attaching"
 
 

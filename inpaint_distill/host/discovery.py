@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from inpaint_distill.errors import PlanError
-from inpaint_distill.host.maps import Map, read_maps
+from inpaint_distill.host.maps import Map, read_maps, single_maps
 from inpaint_distill.host.stage import level_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def find_encoders(trace: Trace) -> list[Encoder]:
         PlanError: The resolution falls nowhere.
     """
     for inside in (False, True):  # with the inside of down-sampling blocks only where nothing is found without
-        runs = _down_runs(_candidates(trace, inside_blocks=inside))
+        runs = _down_runs(_candidates(trace, inside_blocks=inside), _images(trace))
         if runs:
             return [_encoder(run, trace) for run in runs]
     raise PlanError(
@@ -149,14 +149,32 @@ def _goes_down_once(event: Event, trace: Trace) -> bool:
     return bool(before and after) and before[0] is not None and max(after) == before[0] + 1
 
 
-def _down_runs(maps: list[Map]) -> list[list[Map]]:
-    """Cut the sequence where the resolution rises; keep the stretches of two levels or more."""
+def _images(trace: Trace) -> list[Event]:
+    """List what puts out an image, or latents, at full resolution: there a network ends and another may begin."""
+    return [
+        event
+        for event in trace.events
+        if any(found.level == 0 and found.channels in (3, 4) for found in single_maps(event, trace, named=True))
+    ]
+
+
+def _down_runs(maps: list[Map], images: list[Event]) -> list[list[Map]]:
+    """Cut the sequence where the resolution rises; keep the stretches of two levels or more.
+
+    It is cut again at the image in which a rise ends: what led to it is still of the decoder.
+    """
     runs: list[list[Map]] = [[]]
+    rising = False  # the last run began where the resolution had risen, and no image has come of it yet
     for found in maps:
         if runs[-1] and found.size == (1, 1) and found.level > runs[-1][-1].level + 1:
             continue  # pooled, to weigh channels with
-        if runs[-1] and found.level < runs[-1][-1].level:
+        before = runs[-1][-1] if runs[-1] else None
+        if before and found.level < before.level:
             runs.append([])
+            rising = True
+        elif before and rising and any(before.event.end < each.end < found.event.start for each in images):
+            runs.append([])
+            rising = False
         runs[-1].append(found)
     return [run for run in runs if len({found.level for found in run}) >= 2]
 
@@ -168,7 +186,7 @@ def _encoder(run: list[Map], trace: Trace) -> Encoder:
     above = [last[level] for level in sorted(last) if level < lowest]
     bottom = [found for found in run if found.level == lowest]
     end = _end_of_encoder(bottom, [found for found in run if found.level < lowest], trace)
-    stages = [_nameable(found, trace).stage(trace.image_size) for found in (*above, bottom[end])]
+    stages = [_nameable(found, trace).stage() for found in (*above, bottom[end])]
     rest = bottom[end + 1 :]
     later = [
         found
@@ -177,7 +195,7 @@ def _encoder(run: list[Map], trace: Trace) -> Encoder:
         and not any(_inside(found.event, other.event) for other in rest)
         and (not found.identity or found.identity != bottom[end].identity)
     ]
-    deeper = dict.fromkeys(_nameable(found, trace).stage(trace.image_size) for found in later)
+    deeper = dict.fromkeys(_nameable(found, trace).stage() for found in later)
     return Encoder(
         tuple(stages), tuple(each for each in deeper if each not in stages), (run[0].event.start, run[-1].event.end)
     )

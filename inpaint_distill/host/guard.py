@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import sys
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from inpaint_distill.host.tree import tensors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["RandomState", "copy_module", "forked_rng", "module_device", "uncompiled", "untouched"]
+__all__ = ["RandomState", "copy_module", "forked_rng", "module_device", "runs_again", "untouched"]
 
 
 @contextmanager
@@ -58,6 +57,11 @@ class RandomState:
         return isinstance(other, RandomState) and all(map(torch.equal, self.states, other.states))
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def runs_again() -> bool:
+    """Tell whether a backward is under way here: a forward within one is a checkpoint's second."""
+    return not torch.compiler.is_dynamo_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def module_device(module: nn.Module) -> torch.device:
@@ -142,11 +146,3 @@ def copy_module(module: nn.Module) -> nn.Module:
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(module, memo)
-
-
-def uncompiled() -> AbstractContextManager[Any]:
-    """Run what was compiled as it was written: a compiled graph runs no hook that was put on later."""
-    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        return stance
-    return nullcontext()

@@ -45,7 +45,7 @@ class Map:
     mask: Path | None = None
     prefix: int = 0
 
-    def stage(self, image_size: tuple[int, int]) -> Stage:
+    def stage(self) -> Stage:
         """Return it as a stage to tap."""
         return Stage(
             name=self.event.name,
@@ -57,7 +57,7 @@ class Map:
             clone=len(self.paths) == 1 and self.paths[0] in self.event.overwritten,
             channels=self.channels,
             size=self.size,
-            stride=round(image_size[0] / self.size[0]),
+            stride=2**self.level,
         )
 
 
@@ -92,10 +92,12 @@ def single_maps(event: Event, trace: Trace, *, named: bool = False) -> list[Map]
             continue  # windows, or heads, folded into the batch
         for layout, channels, size, prefix in _readings(shape, trace.image_size, named=named):
             level = level_of(size, trace.image_size)
+            if level is None:
+                continue
             pooled = size == (1, 1) and len(set(trace.image_size)) > 1 and not named
-            if level is not None and channels >= least and not pooled:
+            if channels >= least and not pooled:
                 found.append(Map(event, (path,), layout, channels, size, level, identity, prefix=prefix))
-                break
+            break  # of a few channels, it is not to be read in another layout
     return found
 
 

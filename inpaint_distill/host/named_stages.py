@@ -49,7 +49,7 @@ def output_stages(trace: Trace) -> tuple[Stage, ...]:
         return ()
     maps = sorted(read_maps(root, trace), key=lambda found: found.level)
     distinct = len({found.level for found in maps}) == len(maps) >= 2
-    return tuple(found.stage(trace.image_size) for found in maps) if distinct else ()
+    return tuple(found.stage() for found in maps) if distinct else ()
 
 
 def _stage_of(trace: Trace, name: str, item: Target | Stage) -> Stage:
@@ -79,7 +79,7 @@ def _stage_of(trace: Trace, name: str, item: Target | Stage) -> Stage:
             "name a module whose output is (B, C, H, W), (B, H, W, C) or (B, N, C) at a power-of-two stride, or "
             "describe it: Stage(name=..., select=..., layout=..., channels=..., stride=...)",
         )
-    stage = maps[0].stage(trace.image_size)
+    stage = maps[0].stage()
     return dataclasses.replace(
         stage,
         mask=wanted.mask or stage.mask,

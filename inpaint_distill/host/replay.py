@@ -23,6 +23,7 @@ from torch import Tensor
 from inpaint_distill.errors import ReplayError
 from inpaint_distill.host.call import HostCall, argument_name
 from inpaint_distill.host.hole import HoleSource
+from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,9 +102,17 @@ class Recipe:
         known = mask == 0
         for path, tensor in call.tensors():
             found = self.channels.get(path)
-            if found is None or "image" not in found.kinds:
+            if found is None:
                 continue
             planes = _planes(tensor)
+            holes = [i for i, kind in enumerate(found.kinds) if kind == "mask"]
+            if holes and planes.shape[2:] == mask.shape[2:]:
+                slope, bias = (each[holes].to(image).view(-1, 1, 1) for each in (found.slope, found.bias))
+                expected = (slope * mask + bias).expand(image.shape[0], -1, -1, -1)
+                if not _equal(planes[:, holes].expand_as(expected), expected, torch.ones_like(expected).bool()):
+                    return False
+            if "image" not in found.kinds:
+                continue
             if planes.shape[0] != image.shape[0] or planes.shape[2:] != image.shape[2:]:
                 return False
             rows = [i for i, kind in enumerate(found.kinds) if kind == "image"]
@@ -111,6 +120,11 @@ class Recipe:
             if not _equal(planes[:, rows], expected, known.expand_as(expected)):
                 return False
         return True
+
+    @property
+    def tells(self) -> bool:
+        """Whether :meth:`fits` can tell one batch from another."""
+        return any("image" in found.kinds for found in self.channels.values())
 
     def describe(self) -> str:
         """Say in one line what each argument carries."""
@@ -131,7 +145,7 @@ def derive_recipe(
     """Explain every pixel argument of a host's call by the image and the mask.
 
     Args:
-        host: The model that was called; only its signature is read.
+        host: The model that was called; its signature is read, and whether it was given the mask beside the call.
         call: Its arguments.
         image: Complete image (B, 3, H, W), in any affine range.
         mask: (B, 1, H, W), 1 in the hole.
@@ -139,7 +153,8 @@ def derive_recipe(
             channel of the complete image.
 
     Raises:
-        ReplayError: A channel is neither image nor mask nor constant, or no argument carries the image.
+        ReplayError: A channel is neither image nor mask nor constant, no argument carries the image, or the mask is
+            carried by an attribute alone.
     """
     if not bool((mask == 0).any()):
         raise ReplayError(
@@ -163,7 +178,27 @@ def derive_recipe(
             f"{', '.join(shapes) or 'no tensor argument'}: none carries the image given to loss()",
             _ADAPTER,
         )
+    if "mask" not in kinds and (place := _mask_beside(host, mask64)):
+        raise ReplayError(
+            "the mask among the arguments of the host's call",
+            f"none carries it, but {place} holds it: a teacher would keep that of the first batch",
+            f"put the host into a module whose forward takes the mask and sets it, or {_ADAPTER}",
+        )
     return Recipe(found, call.signature(), names)
+
+
+def _mask_beside(host: nn.Module, mask: Tensor) -> str:
+    """Name the attribute or buffer in which a host was given its mask; empty where there is none."""
+    least = min(mask.shape[2:]) / 4  # smaller ones may be kernels
+    for name, part in host.named_modules():
+        for path, tensor in tensors(vars(part)):
+            planes = _planes(tensor.detach())
+            if planes.ndim == 4 and len(planes) in (1, len(mask)) and min(planes.shape[2:]) >= least:
+                plane = planes[:, :1].to(mask).expand(len(mask), -1, -1, -1)
+                if _fit_mask(plane, mask) is not None:
+                    keys = path[1:] if path[0] == "_buffers" else path
+                    return ".".join(map(str, (name, *keys) if name else keys))
+    return ""
 
 
 def _carries_pixels(tensor: Tensor, image: Tensor) -> bool:

@@ -19,7 +19,7 @@ Selector: TypeAlias = Path | tuple[Path, ...] | Callable[[Any], Tensor]
 MAX_PREFIX = 8
 """Most tokens before those of a grid: a class token, a distillation token, registers."""
 
-_TOLERANCE = 0.2  # of an octave: convolutions without padding and odd sizes shift a resolution by a few pixels
+_TOLERANCE = 0.2  # of an octave: convolutions without padding shift a resolution by a few pixels
 
 
 def level_of(size: tuple[int, int], image_size: tuple[int, int]) -> int | None:
@@ -27,29 +27,37 @@ def level_of(size: tuple[int, int], image_size: tuple[int, int]) -> int | None:
 
     >>> level_of((8, 12), (64, 96)), level_of((8, 8), (64, 96))
     (3, None)
+    >>> level_of((5, 7), (17, 25)), level_of((3, 4), (17, 25))
+    (2, 3)
     """
     if min(size) < 1:
         return None
     octaves = [math.log2(full / part) for full, part in zip(image_size, size, strict=True)]
-    level = round(sum(octaves) / 2)
-    # A map of a few pixels cannot show the aspect ratio exactly: half a pixel of rounding is allowed there.
-    slack = [max(_TOLERANCE, math.log2(1 + 0.5 / part)) for part in size]
-    if level < 0 or any(abs(octave - level) > room for octave, room in zip(octaves, slack, strict=True)):
-        return None
-    return level
+    middle = sum(octaves) / 2
+    for level in sorted({math.floor(middle), math.ceil(middle)}, key=lambda each: abs(middle - each)):
+        fits = (
+            # However often an odd size was halved and rounded, up or down, less than one pixel has come of it.
+            abs(octave - level) <= _TOLERANCE or abs(part - full / 2**level) < 1
+            for octave, part, full in zip(octaves, size, image_size, strict=True)
+        )
+        if level >= 0 and all(fits):
+            return level
+    return None
 
 
 def token_grid(tokens: int, image_size: tuple[int, int]) -> tuple[int, int] | None:
     """Return the (rows, columns) of a token sequence that covers the image at a power-of-two stride, or ``None``.
 
-    >>> token_grid(96, (64, 96))
-    (8, 12)
+    Odd sizes are halved upwards, as convolutions do, or downwards, as pooling does.
+
+    >>> token_grid(96, (64, 96)), token_grid(20, (18, 20))
+    ((8, 12), (4, 5))
     """
     height, width = image_size
     for level in range(height.bit_length()):
-        grid = (-(-height // 2**level), -(-width // 2**level))
-        if grid[0] * grid[1] == tokens:
-            return grid
+        for grid in ((-(-height // 2**level), -(-width // 2**level)), (height // 2**level, width // 2**level)):
+            if grid[0] * grid[1] == tokens:
+                return grid
     return None
 
 

@@ -8,7 +8,10 @@ from collections import defaultdict
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from inpaint_distill.errors import CaptureError, PlanError, near_names
+from inpaint_distill.host.compiling import break_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,16 +44,25 @@ class Hook:
 
 
 class MethodHook(Hook):
-    """A hook that calls a method of its owner and does not keep the owner alive."""
+    """A hook that calls a method of its owner, beside any graph, and does not keep the owner alive.
 
-    def __init__(self, owner: object, method: str) -> None:
+    Args:
+        owner: What has the method.
+        method: Its name.
+        beside: Why it cannot be part of a graph, and what to do where there has to be one graph, if it may meet one.
+    """
+
+    def __init__(self, owner: object, method: str, beside: str = "") -> None:
         self.owner = weakref.ref(owner)
         self.method = method
+        self.beside = beside
 
     def __call__(self, *args: Any) -> None:
         """Call the method, if the owner is still there."""
         owner = self.owner()
         if owner is not None:
+            if self.beside:
+                break_graph(self.beside)
             getattr(owner, self.method)(*args)
 
 
@@ -98,7 +110,7 @@ class FeatureTaps:
         self.active = False
         self.watch: Callable[[int, Tensor], None] | None = None
         self.seen: Callable[[], None] | None = None
-        self._kept: dict[int, tuple[Tensor, int]] = {}
+        self._kept: dict[int, tuple[Tensor, int | None]] = {}
         self._hooks: list[_StageHook] = []
         self._handles: list[RemovableHandle] = []
         modules = dict(root.named_modules(remove_duplicate=False))
@@ -141,7 +153,9 @@ class FeatureTaps:
         feature = stage.join(parts)
         if stage.clone:
             feature = feature.clone()
-        self._kept[index] = (feature, feature._version)
+        # In a graph the counter is not that of the tensor which leaves it; there the plan alone says what to clone.
+        version = None if torch.compiler.is_dynamo_compiling() else feature._version
+        self._kept[index] = (feature, version)
         if self.seen is not None:
             self.seen()
 
@@ -162,11 +176,16 @@ class FeatureTaps:
                 fix += "; after compiling, call torch.compiler.reset() once the distiller is attached"
             raise CaptureError(f"a feature of {', '.join(missing)}", found, fix)
         for index, (feature, version) in kept.items():
-            if feature._version != version:
+            if version is not None and feature._version != version:
                 label = self.stages[index].label
                 found = "a later operation overwrote it in place"
                 raise CaptureError(f"the feature of {label}", found, "plan it with Stage(..., clone=True)")
         return [kept[index][0] for index in range(len(self.stages))]
+
+    def swap(self, kept: dict[int, tuple[Tensor, int | None]]) -> dict[int, tuple[Tensor, int | None]]:
+        """Put what was kept of another forward in place of what is, and return that."""
+        former, self._kept = self._kept, kept
+        return former
 
     def clear(self) -> None:
         """Forget what was kept and stop watching."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from torch._compile import _disable_dynamo
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from inpaint_distill.host.attention_taps import AttentionTaps
@@ -82,6 +83,11 @@ class Watch:
         if self._attention is not None:
             self._attention.begin(partial(self._tell, "attention") if watch else None, seen)
 
+    def enter(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See attention in the root's own forward too, where it had begun before the taps were put on."""
+        if self._attention is not None:
+            self._attention.enter(root, args, kwargs)
+
     def run(
         self,
         forward: Callable[[], Any],
@@ -122,6 +128,19 @@ class Watch:
         maps = [stage.as_map(feature, image_size) for stage, feature in zip(self.stages, kept, strict=True)]
         return Views(maps, self._attention.take() if self._attention is not None else [])
 
+    def put_aside(self) -> Any:
+        """Take what was kept out, for :meth:`put_back`."""
+        kept = (self._features.swap({}), self._attention.swap({}) if self._attention is not None else {}, self._edges)
+        self._edges = {}
+        return kept
+
+    def put_back(self, kept: Any) -> None:
+        """Let :meth:`take` return what was put aside, in place of what was kept since."""
+        features, attention, self._edges = kept
+        self._features.swap(features)
+        if self._attention is not None:
+            self._attention.swap(attention)
+
     def clear(self) -> None:
         """Forget what was kept and stop watching."""
         self._edges.clear()
@@ -131,6 +150,7 @@ class Watch:
 
     def remove(self) -> None:
         """Take every hook off."""
+        self._edges.clear()
         self._features.remove()
         if self._attention is not None:
             self._attention.remove()
@@ -140,8 +160,11 @@ class Watch:
         edges, self._edges = self._edges, {}
         return edges
 
+    @_disable_dynamo  # a graph holds neither hooks on what is inside it nor edges
     def _tell(self, kind: str, index: int, tensor: Tensor) -> None:
         if self._told is not None:
+            if kind == "attention":
+                index //= 2  # its taps count the query and the key of one site apart
             place = (kind, index, len(self._edges))  # one may show several: two halves, a loop over the samples
             self._told(place, tensor)
             self._edges[place] = get_gradient_edge(tensor)

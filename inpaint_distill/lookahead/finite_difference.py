@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from inpaint_distill.distributed import mean
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -37,12 +39,12 @@ def finite_difference(problem: Problem, theta: Parameters, meta: Parameters, *, 
     own = {name: tensor.detach().requires_grad_() for name, tensor in theta.items()}
     fixed = {name: tensor.detach() for name, tensor in meta.items()}
     loss, anchor = problem.distillation(own, fixed)
-    first = _gradient(loss, own)
+    first = _average(_gradient(loss, own))
     with torch.no_grad():
         ahead = {name: own[name] - lr * first[name] if name in first else own[name] for name in own}
     ahead = {name: tensor.detach().requires_grad_() for name, tensor in ahead.items()}
     objective = problem.inpainting(ahead)
-    gradient = _gradient(objective, ahead)
+    gradient = _average(_gradient(objective, ahead))
     # What the distillation loss does not depend on need not be displaced.
     direction = {name: gradient[name] for name in first if name in gradient}
     if not direction:
@@ -74,6 +76,10 @@ def _gradient(loss: Tensor, inputs: Parameters) -> Parameters:
         return {}
     gradients = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
     return {name: each for name, each in zip(inputs, gradients, strict=True) if each is not None}
+
+
+def _average(gradients: Parameters) -> Parameters:
+    return dict(zip(gradients, mean(list(gradients.values())), strict=True))
 
 
 def _norm(tensors: Parameters) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from inpaint_distill.distributed import mean
 from inpaint_distill.errors import ConfigError, ReplayError
 from inpaint_distill.host.guard import untouched
 from inpaint_distill.host.outputs import restored_images
@@ -77,7 +78,8 @@ def hole_weighted_l1(output: Any, target: Tensor, mask: Tensor) -> Tensor:
     weight = 1 + (_HOLE_WEIGHT - 1) * mask.float()
     weight = weight.expand(target.shape[0], target.shape[1], -1, -1)
     errors = [(image.float() - target.float()).abs() for image in restored_images(output, target, _FIX)]
-    return torch.stack([(weight * error).sum() / weight.sum() for error in errors]).mean()
+    (area,) = mean([weight.sum()])
+    return torch.stack([(weight * error).sum() / area for error in errors]).mean()
 
 
 class _Call(nn.Module):
@@ -101,6 +103,21 @@ class _Call(nn.Module):
 def recomputed() -> ReplayError:
     """Say that a look-ahead cannot go through gradient checkpointing."""
     return ReplayError("a forward that keeps what its backward needs", _RECOMPUTED, "train without it")
+
+
+def _places(host: nn.Module) -> dict[str, str]:
+    """List where a host's modules hold the parameters that are trained, each with its key in ``theta``.
+
+    ``functional_call`` ties what is shared by name. It puts a parameter in place once for each name of its module, and
+    back only once, so that a module of two names would keep what it should have been lent.
+    """
+    keys = {parameter: f"host.{name}" for name, parameter in host.named_parameters() if parameter.requires_grad}
+    return {
+        f"host.{name}.{key}" if name else f"host.{key}": keys[parameter]
+        for name, part in host.named_modules()
+        for key, parameter in part.named_parameters(recurse=False, remove_duplicate=False)
+        if parameter in keys
+    }
 
 
 class HostProblem:
@@ -145,6 +162,7 @@ class HostProblem:
         self.recipe = recipe
         self.inpainting_loss = inpainting_loss
         self._runner = _Call(host)
+        self._places = _places(host)
 
     def theta(self) -> Parameters:
         """Return what the distillation loss trains: the host's parameters, and those of the terms' own networks."""
@@ -193,6 +211,6 @@ class HostProblem:
         return hole_weighted_l1(output, self.recipe.target(batch.call, batch.image), batch.mask)
 
     def _forward(self, theta: Parameters, batch: Batch) -> Any:
-        own = {key: each for key, each in theta.items() if key.startswith("host.")}
+        own = {place: theta[key] for place, key in self._places.items()}
         with untouched(self.host), batch.cast():
-            return functional_call(self._runner, own, (batch.call,))
+            return functional_call(self._runner, own, (batch.call,), tie_weights=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from inpaint_distill.distributed import mean
 from inpaint_distill.errors import LookaheadWarning, ReplayError
 from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.lookahead.finite_difference import finite_difference
@@ -130,9 +131,10 @@ class Lookahead:
     def _step(self, gradient: Parameters) -> None:
         if self._optimizer is None:
             return
-        for name, parameter in self.meta.items():
+        averages = mean([gradient[name].to(parameter.dtype) for name, parameter in self.meta.items()])
+        for parameter, average in zip(self.meta.values(), averages, strict=True):
             # An inpainting loss that overflowed says nothing about the meta-networks.
-            parameter.grad = gradient[name].to(parameter.dtype).nan_to_num_(0.0, 0.0, 0.0)
+            parameter.grad = average.nan_to_num(0.0, 0.0, 0.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
 
@@ -164,7 +166,11 @@ class Lookahead:
         """Take them back; a batch waits for the next call of the host, which has its arguments that are no tensors."""
         self.active, self._unrolls = bool(values["active"]), bool(values["unrolls"])
         self._last = int(values["last"])
+        if unknown := [name for name in tensors if not name.startswith(("moments/", "batches/"))]:
+            raise KeyError(unknown[0])
         self._batches.clear()
+        if self._optimizer is not None:
+            self._optimizer.state.clear()
         for name, value in tensors.items():
             if name.startswith("moments/") and self._optimizer is not None:
                 _, parameter, key = name.split("/")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from inpaint_distill.distributed import mean
 from inpaint_distill.double_backward import double_backward
 
 if TYPE_CHECKING:
@@ -52,10 +53,9 @@ def unroll(
                 loss, list(moving.values()), create_graph=True, allow_unused=True, materialize_grads=False
             )
             _check_second_derivative(gradients)
-            moving = {
-                name: tensor if gradient is None else tensor - lr * gradient
-                for (name, tensor), gradient in zip(moving.items(), gradients, strict=True)
-            }
+            reached = [name for name, gradient in zip(moving, gradients, strict=True) if gradient is not None]
+            averages = mean([gradient for gradient in gradients if gradient is not None])
+            moving |= {name: moving[name] - lr * each for name, each in zip(reached, averages, strict=True)}
         objective = problem.inpainting(moving)
         found = torch.autograd.grad(objective, list(trained.values()), allow_unused=True, materialize_grads=True)
     return objective.detach(), dict(zip(trained, found, strict=True))

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from inpaint_distill.distributed import mean
 from inpaint_distill.errors import CaptureError, InputError
 from inpaint_distill.losses.token_grids import Grid, query_neighbours, resample_keys
 
 if TYPE_CHECKING:
     from inpaint_distill.host.attention import AttentionMap
 
-__all__ = ["Block", "Distance", "Groups", "OwnRows", "Pair", "Side", "cut_into_blocks"]
+__all__ = ["UNSEEN_BIAS", "Block", "Distance", "Groups", "OwnRows", "Pair", "Side", "cut_into_blocks"]
 
 Distance: TypeAlias = Literal["l2", "l1", "kl"]
 
 # e^-50 of a key's share, in fact nothing: hosts write a mask as -inf, -1e4 or -100, and a softmax may leave a trace.
-_UNSEEN_BIAS = -50.0
-_UNSEEN = math.exp(_UNSEEN_BIAS)
+UNSEEN_BIAS = -50.0
+_UNSEEN = math.exp(UNSEEN_BIAS)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def cut_into_blocks(hole: Tensor, size: int, dtype: torch.dtype) -> Groups:
     counts, ranking = hole.sum(1).sort(descending=True, stable=True)  # as many rows to each map of a block
     order = hole.byte().argsort(dim=1, descending=True, stable=True)
     lengths, start = counts.tolist(), 0
-    total = sum(lengths)
+    (total,) = mean([counts.sum().to(dtype)])  # of all processes: in their mean every row then weighs alike
     groups: Groups = []
     while start < len(lengths) and lengths[start]:
         longest = lengths[start]
@@ -215,7 +216,7 @@ class Pair:
     def own_rows(self, key: Tensor | None, block: Block) -> OwnRows:
         """Compute the student's rows of a block."""
         bias = None if self.own.bias is None else block.take(self.own.bias)
-        visible = None if bias is None else bias > _UNSEEN_BIAS
+        visible = None if bias is None else bias > UNSEEN_BIAS
         log = None
         exact = self.distance == "kl" and key is not None and not self.merged
         if key is None:
@@ -275,7 +276,8 @@ class Pair:
         """Return the distance of each row (n, heads, R), and the difference of the rows."""
         gap = own.share - other
         if own.log is not None:
-            return (torch.xlogy(other, other) - other * own.log).sum(-1), gap
+            divergence = (torch.xlogy(other, other) - other * own.log).sum(-1)
+            return divergence - divergence.detach().clamp_max(0), gap  # below 0 is rounding; the gradient stays
         return (gap.square() if self.distance == "l2" else gap.abs()).sum(-1), gap
 
     def pull(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from inpaint_distill.distributed import mean
 from inpaint_distill.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ _BOUNDS = (1e-20, 1e6)
 _ROUNDING = 1e-6  # of the factor: a host's gradient this small is what the subtraction of the terms' own leaves
 EAGER_STEPS = 32  # first steps, in which the ratio of an untrained host falls or rises by decades
 _TINY = 1e-20
+_BALANCE = "the gradient of the terms at the tapped features, to balance them"
+_COMPILED_LATE = (
+    "a graph, compiled after attach(), that can be walked back only once",
+    "compile first, then attach to what is called: attach(torch.compile(host), ...); or set Config(balance='none')",
+)
 
 
 class GradientNormBalancer:
@@ -42,11 +48,19 @@ class GradientNormBalancer:
     Args:
         names: Names of the terms.
         every: Steps between two observations, after the first ones.
+
+    Attributes:
+        waits: Keep what is measured until :meth:`settle`: other processes measure too, and in the middle of a backward
+            is no time to ask them.
     """
 
     def __init__(self, names: Sequence[str], every: int) -> None:
         self.every = every
         self.factors: dict[str, Tensor | None] = dict.fromkeys(names)
+        self.waits = False
+        self._measured: list[tuple[str, Tensor]] = []
+        self._measurements = 0
+        self._reached: Tensor | None = None  # whether the host's gradient has arrived anywhere
 
     def due(self, step: int) -> bool:
         """Tell whether this step is to be observed: the first ones and until all is measured, then every few."""
@@ -58,6 +72,36 @@ class GradientNormBalancer:
         factor = self.factors[name]
         return 0.0 if factor is None else factor
 
+    def measured(self, name: str, host: Tensor, own: Tensor) -> None:
+        """Take squared gradient norms, (levels,), of the host's loss and of a term."""
+        self._measured.append((name, torch.stack([host, own])))
+        self._measurements += 1
+        self._reached = host.any() if self._reached is None else self._reached | host.any()
+        if not self.waits:
+            self.settle()
+
+    def check(self) -> None:
+        """Refuse to go on where every term counts 0 because there is nothing to balance it against.
+
+        Raises:
+            CaptureError: The host's own loss has given no gradient in any of the first steps.
+        """
+        steps = self._measurements // max(1, len(self.factors))
+        if steps >= EAGER_STEPS and self._reached is not None and not bool(self._reached):
+            raise CaptureError(
+                "the gradient of your own loss at the tapped features, to balance the terms against",
+                f"none in {steps} steps: your loss is made from another forward of the host, or from none",
+                "call loss() right after the forward that your loss is made from, and run others under "
+                "torch.no_grad() or distiller.paused(); or set Config(balance='none')",
+            )
+
+    def settle(self) -> None:
+        """Take what has been measured into the factors, as the mean over all processes."""
+        kept, self._measured = self._measured, []
+        for (name, _), (host, own) in zip(kept, mean([both for _, both in kept]), strict=True):
+            # A level without a gradient, such as one left out for NaN, has no ratio.
+            self.update(name, (host / own.clamp_min(_TINY) * (own > 0)).sqrt())
+
     def update(self, name: str, ratio: Tensor) -> None:
         """Take measured ratios of gradient norms, (levels,), into the running factors; those not finite are dropped."""
         old = self.factors[name]
@@ -67,8 +111,8 @@ class GradientNormBalancer:
             self.factors[name] = torch.where(measured, ratio, torch.zeros_like(ratio))
             return
         # Geometric mean: the ratio spans decades in the first steps.
-        mean = (_SMOOTHING * old.log() + (1 - _SMOOTHING) * ratio.log()).exp()
-        self.factors[name] = torch.where(measured, torch.where(old > 0, mean, ratio), old)
+        smoothed = (_SMOOTHING * old.log() + (1 - _SMOOTHING) * ratio.log()).exp()
+        self.factors[name] = torch.where(measured, torch.where(old > 0, smoothed, ratio), old)
 
 
 class Observation:
@@ -118,16 +162,16 @@ class Observation:
                 self.norms[name] = []
                 for level, value in enumerate(term.unbind()):
                     own = {place: edge for place, edge in edges.items() if place[:2] == (looks_at[name], level)}
+                    if not own and looks_at[name] == "features":
+                        raise _reentrant()  # only there a tensor has no gradient when it appears, and one later
                     norms = [each.float().square().sum() for each in self._gradients(value, own).values()]
                     self.norms[name].append(torch.stack([torch.zeros_like(value), *norms]).sum())
         except RuntimeError as error:
-            if "use_reentrant" not in str(error):
-                raise
-            raise CaptureError(
-                "the gradient of the terms at the tapped features, to balance them",
-                "reentrant gradient checkpointing between them, which allows none",
-                "checkpoint with use_reentrant=False, or set Config(balance='none')",
-            ) from None
+            if "use_reentrant" in str(error):
+                raise _reentrant() from None
+            if "donated buffer" in str(error):
+                raise CaptureError(_BALANCE, *_COMPILED_LATE) from None
+            raise
         self.early = early
         self.looks_at = dict(looks_at)
         self.awaited = set(self.added)
@@ -158,12 +202,18 @@ class Observation:
             norm = (self.total[place] - self.added[place]).float().square().sum()
             host[place[:2]] = host.get(place[:2], torch.zeros_like(norm)) + norm
         for name, norms in self.norms.items():
-            ratios = [
-                (host.get((self.looks_at[name], level), torch.zeros_like(norm)) / norm.clamp_min(_TINY)).sqrt()
-                for level, norm in enumerate(norms)
-            ]
-            self.balancer.update(name, torch.stack(ratios))
+            own = torch.stack(norms)
+            whole = [host.get((self.looks_at[name], level), own.new_zeros(())) for level in range(len(own))]
+            self.balancer.measured(name, torch.stack(whole), own)
         self.total.clear()
         self.added.clear()
         self.norms.clear()
         self.awaited.clear()
+
+
+def _reentrant() -> CaptureError:
+    return CaptureError(
+        _BALANCE,
+        "reentrant gradient checkpointing between them, which allows none",
+        "checkpoint with use_reentrant=False, or set Config(balance='none')",
+    )

@@ -53,8 +53,13 @@ def build_terms(
         ConfigError: A term or a meta-network that was asked for cannot be built on these stages.
     """
     weights = term_weights(config)
-    if not sites:
-        weights.pop(AttentionTransfer.name, None)
+    if not sites and weights.pop(AttentionTransfer.name, 0.0) and not weights:
+        raise ConfigError(
+            "attention transfer, the only term with a weight",
+            "no attention of this host and its teacher to compare",
+            "give another term a weight, name the attention (attach(attention=...)), or inject one "
+            "(Config(fusion=True))",
+        )
     meta = () if config.lookahead.engine == "off" else _ALL if config.meta is None else config.meta
     for network in config.meta or ():
         needed = _NEEDS.get(network, AttentionTransfer.name)

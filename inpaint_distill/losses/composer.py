@@ -41,6 +41,7 @@ class Composer:
         self.log: dict[str, Tensor] = {}
         balanced = config.balance == "gradient_norm"
         self.balancer = GradientNormBalancer(list(weights), config.balance_every) if balanced else None
+        self._device = torch.device("cpu")
 
     def active(self, step: int) -> bool:
         """Tell whether anything counts at this step."""
@@ -50,8 +51,9 @@ class Composer:
         """Tell whether nothing counts from this step on."""
         return self.config.decay is not None and step >= self.config.decay[1]
 
-    def keep(self, names: Collection[str]) -> None:
-        """Forget the terms that this host does not have."""
+    def keep(self, names: Collection[str], device: torch.device) -> None:
+        """Forget the terms that this host, on this device, does not have."""
+        self._device = device
         for name in [name for name in self.weights if name not in names]:
             del self.weights[name]
             if self.balancer:
@@ -62,6 +64,16 @@ class Composer:
         if self.balancer is None or not self.balancer.due(step):
             return None
         return Observation(self.balancer)
+
+    def wait(self) -> None:
+        """Take measurements into the factors no sooner than :meth:`settle` is called: other processes measure too."""
+        if self.balancer:
+            self.balancer.waits = True
+
+    def settle(self) -> None:
+        """Take what has been measured into the factors."""
+        if self.balancer:
+            self.balancer.settle()
 
     def factors(self) -> dict[str, Tensor | float]:
         """Return what each term's levels are multiplied with once it has warmed up; 0 where not balanced yet."""
@@ -87,6 +99,7 @@ class Composer:
             looks_at: Then also what each term looks at,
             edges: and where that is in the graph.
         """
+        self.settle()
         now = schedule(step, self.config.warmup, self.config.decay)
         full = self.factors()
         factors = {name: torch.full_like(term.detach(), now) * full[name] for name, term in terms.items()}
@@ -110,4 +123,7 @@ class Composer:
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take the factors back."""
         if self.balancer:
-            self.balancer.factors.update(tensors)
+            factors = self.balancer.factors
+            if unknown := tensors.keys() - factors.keys():
+                raise ValueError(f"no term {', '.join(sorted(unknown))}")
+            factors.update({name: tensors[name].to(self._device) if name in tensors else None for name in factors})

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch.nn import functional as F
 
+from inpaint_distill.distributed import mean, moments
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["hole_weight", "masked_distance", "normalize"]
+__all__ = ["channel_moments", "hole_weight", "masked_distance", "normalize"]
 
 _VARIANCE_FLOOR = 0.1  # of the mean variance over the channels
 _TINY = 1e-10
@@ -29,7 +31,17 @@ def hole_weight(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(mask.float(), size)
 
 
-def normalize(feature: Tensor, reference: Tensor, kind: Literal["channel", "layer", "none"]) -> Tensor:
+def channel_moments(reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Return variance and mean (1, C, 1, 1) of a feature over space and the batches of all processes."""
+    return moments(*torch.var_mean(reference.detach(), (0, 2, 3), correction=0, keepdim=True))
+
+
+def normalize(
+    feature: Tensor,
+    reference: Tensor,
+    kind: Literal["channel", "layer", "none"],
+    known: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Bring a feature to a scale on which levels and channels weigh alike (ours).
 
     Args:
@@ -38,15 +50,15 @@ def normalize(feature: Tensor, reference: Tensor, kind: Literal["channel", "laye
         kind: ``channel``: subtract the reference's mean and divide by its standard deviation, per channel over batch
             and space; a channel that hardly varies is not blown up beyond the others. ``layer``: the feature's own
             mean and deviation over the channels, per pixel. ``none``.
+        known: :func:`channel_moments` of the reference, where they are at hand.
     """
     if kind == "none":
         return feature
     if kind == "layer":
         return F.layer_norm(feature.movedim(1, -1), (feature.shape[1],)).movedim(-1, 1)
-    reference = reference.detach()
-    variance, mean = torch.var_mean(reference, (0, 2, 3), correction=0, keepdim=True)
+    variance, average = channel_moments(reference) if known is None else known
     floor = _VARIANCE_FLOOR * variance.mean() + _TINY
-    return (feature - mean) * (variance + floor).rsqrt()
+    return (feature - average) * (variance + floor).rsqrt()
 
 
 def masked_distance(student: Tensor, target: Tensor, weight: Tensor, channel_weight: Tensor | None = None) -> Tensor:
@@ -71,4 +83,6 @@ def masked_distance(student: Tensor, target: Tensor, weight: Tensor, channel_wei
         per_pixel = squared.mean(1, keepdim=True)
     else:
         per_pixel = (squared * channel_weight[:, :, None, None]).sum(1, keepdim=True)
-    return (weight * per_pixel).sum() / weight.sum().clamp_min(1e-6)
+    # The hole of all processes: in their mean every pixel of a hole then weighs alike.
+    (area,) = mean([weight.sum()])
+    return (weight * per_pixel).sum() / area.clamp_min(1e-6)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from inpaint_distill.losses.functional import hole_weight, masked_distance, normalize
+from inpaint_distill.losses.functional import channel_moments, hole_weight, masked_distance, normalize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,9 +75,9 @@ class FeatureTerm(Term):
         size = (target.shape[2], target.shape[3])
         weight = hole_weight(mask, size) if self.settings.region == "hole" else torch.ones_like(target[:, :1])
         kind = self.settings.normalize
-        return masked_distance(
-            normalize(feature, target, kind), normalize(target, target, kind), weight, channel_weight
-        )
+        known = channel_moments(target) if kind == "channel" else None
+        compared = [normalize(each, target, kind, known) for each in (feature, target)]
+        return masked_distance(compared[0], compared[1], weight, channel_weight)
 
     def weigh(self, network: nn.Module | None, feature: Tensor, label: str) -> Tensor | None:
         """Return channel weights (B, C) for a feature, and remember their mean; ``None`` where they are uniform."""

@@ -6,14 +6,15 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import nn
 
 from inpaint_distill.host.guard import copy_module, forked_rng
 from inpaint_distill.host.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from inpaint_distill.host.attention import AttentionSite
     from inpaint_distill.host.call import HostCall
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.host.watch import Views
 
-__all__ = ["CopyTeacher", "Teacher"]
+__all__ = ["CopyTeacher", "Teacher", "running_statistics"]
 
 
 class Teacher(ABC):
@@ -130,3 +131,10 @@ class CopyTeacher(Teacher):
         """Take the taps off."""
         if self.watch is not None:
             self.watch.remove()
+
+
+def running_statistics(module: nn.Module) -> Iterator[Tensor]:
+    """Go through the running means and variances of a module's batch normalisations."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            yield from (each for each in (part.running_mean, part.running_var) if each is not None)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from inpaint_distill.distributed import average_
 from inpaint_distill.host.guard import copy_module
-from inpaint_distill.teachers.base import CopyTeacher
+from inpaint_distill.teachers.base import CopyTeacher, running_statistics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,7 @@ class EMATeacher(CopyTeacher):
             if isinstance(own, kind) and own.track_running_stats
         ]
         for own, _ in self.norms:
-            own.momentum = 0.0
+            own.track_running_stats = False  # a momentum of 0 would let a batch with NaN in
 
     def views(self, call: HostCall, image: Tensor) -> Views:
         """Run the average up to its last tap."""
@@ -60,6 +61,7 @@ class EMATeacher(CopyTeacher):
         """Move the average towards the host."""
         self.steps += 1
         self.average.update(host, step=self.steps)
+        average_(running_statistics(self.module))  # each process has seen other images
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the average and the number of its updates."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from inpaint_distill.distributed import average_
 from inpaint_distill.errors import ConfigError, InputError
 from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.host.outputs import restored_images
-from inpaint_distill.teachers.base import CopyTeacher
+from inpaint_distill.teachers.base import CopyTeacher, running_statistics
 from inpaint_distill.teachers.quality import measure_quality
 
 if TYPE_CHECKING:
@@ -55,17 +57,25 @@ class _ReconstructionTeacher(CopyTeacher):
         for parameter in self.trained:
             parameter.requires_grad_(True)
         self.module.train()
-        with torch.enable_grad():
-            target = self.recipe.target(call, image)
-            outputs = restored_images(call.run(self.module), target, _FIX)
-            loss = torch.stack([(output.float() - target.float()).abs().mean() for output in outputs]).sum()
+        statistics = [(each, each.clone()) for each in self.module.buffers() if each.is_floating_point()]
+        try:
+            with torch.enable_grad():
+                target = self.recipe.target(call, image)
+                outputs = restored_images(call.run(self.module), target, _FIX)
+                loss = torch.stack([(output.float() - target.float()).abs().mean() for output in outputs]).sum()
+                loss.backward()  # type: ignore[no-untyped-call]
+            gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+            average_(itertools.chain(gradients, running_statistics(self.module)))
+            for gradient in gradients:  # one batch that overflows would be its last
+                gradient.nan_to_num_(0.0, 0.0, 0.0)
+            for buffer, before in statistics:
+                buffer.copy_(torch.where(buffer.isfinite(), buffer, before))
+            self.optimizer.step()
+        finally:  # an error, or Ctrl-C, in the host's own code
             self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.module.eval()
-        for parameter in self.trained:
-            parameter.requires_grad_(False)
+            self.module.eval()
+            for parameter in self.trained:
+                parameter.requires_grad_(False)
         return loss.detach()
 
     def measure(self, call: HostCall, image: Tensor) -> None:
@@ -110,6 +120,7 @@ class OnlineTeacher(_ReconstructionTeacher):
         self.trained_steps = int(values["steps"])
         prefix = "module."
         self.module.load_state_dict({key[len(prefix) :]: v for key, v in tensors.items() if key.startswith(prefix)})
+        self.optimizer.state.clear()
         for key, value in tensors.items():
             if key.startswith("optimizer."):
                 _, index, name = key.split(".")

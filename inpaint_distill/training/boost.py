@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from inpaint_distill.adapters import get
 from inpaint_distill.config import from_dict, to_dict
 from inpaint_distill.errors import StateError
+from inpaint_distill.files import read_json, write_json, write_text
 from inpaint_distill.training.ablation import BARE, LONGER, WIDENED
 from inpaint_distill.training.cost import step_cost
 from inpaint_distill.training.data import load_data
@@ -35,6 +35,7 @@ __all__ = ["boost"]
 
 _PREVIEW = 3  # images of the small panel
 _SHOWN = 3  # variants in the panels: the last ones
+_DAMAGED = "begin the study again in another folder: --out"
 _EXTENSIONS = 2  # times the list of learning rates may be extended at either end
 
 
@@ -58,6 +59,8 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
     runs = _open(settings, folder, resume=resume)
     data = load_data(settings)
     console.print(f"{len(data.train)} training, {len(data.val.images)} validation, {len(data.test.images)} test images")
+    if data.skipped:
+        console.print(f"{len(data.skipped)} image file(s) skipped:", style="yellow")
     for name, reason in data.skipped:
         console.print(f"skipped {name}: {reason}", style="yellow", markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -78,12 +81,12 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
 
 
 def _write(result: dict[str, Any], images: dict[str, Tensor], folder: Path) -> None:
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "result.json", result)
     evidence = None
     if distilled := [arm for arm in result["settings"]["variants"] if arm != WIDENED]:
         evidence = inspect_study(folder, folder / "inspect", arm=distilled[-1], console=Console(quiet=True))
     tables = f"{markdown_overview(result)}\n{markdown_table(result, tuple(METRIC_FORMATS))}"
-    (folder / "table.md").write_text(tables, encoding="utf-8")
+    write_text(folder / "table.md", tables)
     panels({name: shown[:_PREVIEW] for name, shown in images.items()}, folder / "preview.png")
     draw = differences if len(result["settings"]["variants"]) == 1 else forest
     figures = {
@@ -111,7 +114,7 @@ def _open(settings: BoostSettings, folder: Path, *, resume: bool) -> Path:
         if not resume:
             fix = f"add --resume to go on with it, or give another folder: --out {folder}-2"
             raise StateError(f"a new study in {folder}", "a study that was begun", fix)
-        before = from_dict(BoostSettings, json.loads(file.read_text(encoding="utf-8")))
+        before = from_dict(BoostSettings, read_json(file, "the settings of a study", _DAMAGED))
         if replace(before, jobs=settings.jobs) != settings:
             old, new = to_dict(before), to_dict(settings)
             changed = [f"{key} = {old[key]} (now {new[key]})" for key in new if old[key] != new[key]]
@@ -119,7 +122,7 @@ def _open(settings: BoostSettings, folder: Path, *, resume: bool) -> Path:
             raise StateError(f"to resume the study in {folder}", found, "repeat its settings, or give another --out")
     runs = folder / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(to_dict(settings), indent=1) + "\n", encoding="utf-8")
+    write_json(file, to_dict(settings))
     return runs
 
 
@@ -155,9 +158,8 @@ def _cost(settings: BoostSettings, data: StudyData, folder: Path) -> dict[str, A
     """Measure the cost of a step once per study, first of all: no worker is busy, and an arm that fails fails now."""
     file = folder / "cost.json"
     if not file.exists():
-        file.write_text(json.dumps(step_cost(settings, data, settings.lrs[0])), encoding="utf-8")
-    cost: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return cost
+        write_json(file, step_cost(settings, data, settings.lrs[0]))
+    return read_json(file, "the cost of a step", "delete it and go on with --resume: it is measured again")
 
 
 def _runs(settings: BoostSettings, lr: float, ratio: float) -> list[Run]:

@@ -36,20 +36,23 @@ __all__ = [
 
 Split = Literal["train", "val", "test"]
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 # A separator is asked for, so that folders named "festival" or "contest" are no splits.
 _SPLIT_NAME = re.compile(r"(?:^|[-_. ])(train|val|test)$", re.IGNORECASE)
 _DECODERS = 2
+_MOST_PIXELS = 90_000_000  # about where Pillow warns of a decompression bomb: some 270 MB once decoded
 
 
 @dataclass(frozen=True)
 class LoadedImages:
-    """Images in memory.
+    r"""Images in memory.
 
     Attributes:
         images: uint8 tensor (N, 3, canvas, canvas), RGB.
         names: Path of each image relative to the folder it was read from.
         skipped: Name and reason of each file that could not be used.
+
+    A byte of a name that is no UTF-8 is written as ``\xff``, so that the names can be printed and written.
     """
 
     images: Tensor
@@ -112,8 +115,10 @@ def read_rgb(path: Path, short_side: int | None = None) -> Image.Image:
         raise ValueError("not a regular file")
     with Image.open(path) as image:
         # A photograph of many phones is an MPO: a JPEG followed by a preview or a depth map.
-        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        if image.format != "MPO" and getattr(image, "is_animated", False):
             raise ValueError("animated or of several pages")
+        if image.width * image.height > _MOST_PIXELS:  # Pillow's own limit may have been switched off
+            raise ValueError(f"{image.width} x {image.height} pixels, more than {_MOST_PIXELS:,}")
         if short_side is not None:
             image.draft(None, (short_side, short_side))
         image.load()
@@ -249,7 +254,7 @@ def _load(folder: Path, files: list[Path], canvas: int, limit: int | None) -> Lo
         # Set here and not in the threads: the filters of the warnings module are one global list.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for file, square in zip(files, pool.map(lambda file: _square(file, canvas), files), strict=True):
-            name = file.relative_to(folder).as_posix()
+            name = os.fsencode(file.relative_to(folder).as_posix()).decode(errors="backslashreplace")
             if isinstance(square, str):
                 skipped.append((name, square))
             else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import sys
@@ -20,6 +19,7 @@ from inpaint_distill import __version__
 from inpaint_distill.adapters import get
 from inpaint_distill.config import to_dict
 from inpaint_distill.errors import ConfigError
+from inpaint_distill.files import read_json, write_json, write_text
 from inpaint_distill.training.ablation import BARE, WHOLE
 from inpaint_distill.training.attention_view import attention_sites, pixel_attention, watch_attention
 from inpaint_distill.training.data import EvalSet, load_data
@@ -100,8 +100,8 @@ def inspect_study(
     files = _draw(study, trained[0], arm, adapter, drawn, place, out)
     result["figures"] = [file.name for file in files]
     table = markdown(result)
-    (out / "table.md").write_text(table, encoding="utf-8")
-    (out / "inspect.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "table.md", table)
+    write_json(out / "inspect.json", result)
     console.print(table, markup=False, highlight=False, soft_wrap=True)
     for file in (*files, out / "table.md", out / "inspect.json"):
         console.print(f"written: {file}", markup=False, highlight=False, soft_wrap=True)
@@ -193,8 +193,8 @@ def _draw(
     if rows:
         path = out / "attention.png"
         files.append(network_maps(shown, rows, hole, path, scale="attention weight", pixel=pixel))
-    points = json.loads(study.file(study.pairs[0][1], "json").read_text(encoding="utf-8")).get("channel_weights")
-    if points:
+    run = read_json(study.file(study.pairs[0][1], "json"), "the result of a run", "repeat the study")
+    if points := run.get("channel_weights"):
         files.append(channel_weights(points, out / "channel_weights.png"))
     return files
 

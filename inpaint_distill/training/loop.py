@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from inpaint_distill.adapters import get
 from inpaint_distill.attach import attach
-from inpaint_distill.errors import ConfigError
+from inpaint_distill.errors import ConfigError, StateError
+from inpaint_distill.state import from_plain, read_state, to_plain, write_state
 from inpaint_distill.teachers import FrozenTeacher
 from inpaint_distill.training.data import Batches, EvalSet
 from inpaint_distill.training.images import crop_batch
@@ -35,6 +35,7 @@ __all__ = ["Trainer", "evaluate", "mean_fill", "reconstruction_loss", "restore",
 
 _SHORTEST_CYCLE = 20
 _PROGRESS = ("step", "seconds", "curve", "val_scores", "channel_weights")  # what a checkpoint holds of the run itself
+_KIND = "run"  # of a checkpoint's content
 _STUCK_MARGIN = 0.5  # dB above filling the hole with one colour, below which a host has not learned
 
 
@@ -255,9 +256,8 @@ class Trainer:
         }
         if self.distiller is not None and self.distiller.plan is not None:
             self.distiller.save(path.with_suffix(f".distiller-{self.step}"))
-        temporary = path.with_suffix(".partial")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        tensors: dict[str, Tensor] = {}
+        write_state(path, tensors, {"kind": _KIND, "state": to_plain(state, tensors)})
         for old in path.parent.glob(f"{path.stem}.distiller-*"):
             if old.name != f"{path.stem}.distiller-{self.step}":
                 old.unlink()
@@ -265,7 +265,11 @@ class Trainer:
     def _resume(self, path: Path) -> None:
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        fix = "delete it and go on with --resume: the run begins again"
+        tensors, values = read_state(path, "an interrupted run", fix)
+        if values.get("kind") != _KIND:
+            raise StateError(f"an interrupted run saved in {path}", f"a {values.get('kind')}", fix)
+        state = from_plain(values["state"], tensors)
         self.host.load_state_dict(state["host"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import queue
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from inpaint_distill.files import read_json, write_json
 from inpaint_distill.training.loop import Trainer
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ def _train(run: Run) -> None:
     if not run.trial:
         save_file({"restored": trainer.restored(PANELS)}, folder / f"{run.name}.safetensors")
         trainer.keep(folder)
-    partial = folder / f"{run.name}.partial"
-    partial.write_text(json.dumps(result), encoding="utf-8")
-    os.replace(partial, folder / f"{run.name}.json")
+    write_json(folder / f"{run.name}.json", result)
     for part in ("checkpoint", "distiller-*"):
         for file in folder.glob(f"{run.name}.{part}"):
             file.unlink()
@@ -126,7 +124,8 @@ class Pool:
             for future in done_now:
                 future.result()
         self._draw(bars)
-        return [json.loads((self.folder / f"{run.name}.json").read_text(encoding="utf-8")) for run in runs]
+        fix = "delete it and go on with --resume: the run is done again"
+        return [read_json(self.folder / f"{run.name}.json", "the result of a run", fix) for run in runs]
 
     def restored(self, run: Run) -> Tensor:
         """Return a finished run's images for the panels."""

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inpaint_distill.files import write_text
 from inpaint_distill.training.ablation import ARM_LABELS, BARE, WHOLE
 from inpaint_distill.training.evidence_table import HOW_TO_READ, table_head, table_rows
 from inpaint_distill.training.perceptual import NETWORK_METRICS
@@ -114,7 +115,7 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 import sys
@@ -16,6 +15,7 @@ import torch
 from inpaint_distill import __version__
 from inpaint_distill.config import to_dict
 from inpaint_distill.errors import StateError
+from inpaint_distill.files import read_json
 from inpaint_distill.training.ablation import ARM_LABELS, BARE, Contrast, contrasts
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.metrics import METRICS
@@ -139,9 +139,9 @@ def read_result(path: Path) -> dict[str, Any]:
     """Read a ``result.json`` of this version or of an earlier one.
 
     Raises:
-        StateError: If it has a schema that this version does not know.
+        StateError: If it is damaged, or has a schema that this version does not know.
     """
-    return upgrade(json.loads(path.read_text(encoding="utf-8")))
+    return upgrade(read_json(path, "the result of a study", "give a result.json written by inpaint-distill boost"))
 
 
 def upgrade(result: Mapping[str, Any]) -> dict[str, Any]:

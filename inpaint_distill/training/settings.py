@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from inpaint_distill.config import Config
-from inpaint_distill.errors import ConfigError
-from inpaint_distill.training.ablation import BARE, CHANGES, LONGER, WHOLE, WIDENED, variant_config
+from inpaint_distill.errors import ConfigError, near_names
+from inpaint_distill.training.ablation import ARM_LABELS, BARE, CHANGES, LONGER, WHOLE, WIDENED, variant_config
 
 __all__ = ["BoostSettings", "Run"]
 
@@ -33,6 +33,10 @@ class Run:
     steps: int
     lr: float
     trial: bool = False
+
+    def __post_init__(self) -> None:
+        if self.arm not in ARM_LABELS:  # it becomes part of file names
+            raise ConfigError(f"a run of {self.arm!r}", "no such arm", f"use {near_names(self.arm, ARM_LABELS)}")
 
     @property
     def name(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from inpaint_distill.adapters import get
 from inpaint_distill.attach import attach
 from inpaint_distill.config import Config, from_dict
 from inpaint_distill.errors import ConfigError, StateError, near_names
+from inpaint_distill.files import read_json
 from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.host.taps import FeatureTaps
 from inpaint_distill.state import read_state
@@ -90,27 +90,30 @@ def open_study(folder: Path, arm: str) -> FinishedStudy:
         if not (folder / name).is_file():
             fix = "give a folder written by inpaint-distill boost; a study that was stopped goes on with --resume"
             raise StateError(f"the study in {folder}", f"{found}: no {name}", fix)
-    settings = from_dict(BoostSettings, json.loads((folder / "settings.json").read_text(encoding="utf-8")))
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    runs = {
-        (run["arm"], run["seed"]): Run(**{key: run[key] for key in ("arm", "seed", "steps", "lr")})
-        for run in result["runs"]
-    }
+    again = _REPEAT.format(folder=folder)
+    settings = from_dict(BoostSettings, read_json(folder / "settings.json", "the settings of a study", again))
+    result = read_json(folder / "result.json", "the result of a study", again)
+    try:
+        kept = [{key: run[key] for key in ("arm", "seed", "steps", "lr")} for run in result["runs"]]
+    except (LookupError, TypeError) as error:
+        asked = f"the runs in {folder / 'result.json'}"
+        raise StateError(asked, f"{type(error).__name__}: {error}", again) from None
+    runs = {(run.arm, run.seed): run for run in (from_dict(Run, each, "a run") for each in kept)}
     arms = [name for name in dict.fromkeys(name for name, _ in runs) if name not in (BARE, LONGER, WIDENED)]
     if arm not in arms:
         raise ConfigError(f"arm {arm!r}", "the study has none of that name", f"use {near_names(arm, arms)}")
     pairs = [(runs[BARE, seed], run) for (name, seed), run in runs.items() if name == arm and (BARE, seed) in runs]
     study = FinishedStudy(folder, settings, tuple(pairs))
-    kept = [
+    whole = [
         (bare, run)
         for bare, run in pairs
         if all(study.file(*each).is_file() for each in ((bare, _HOST), (run, _HOST), (run, _DISTILLER)))
     ]
-    if not kept:
+    if not whole:
         wanted = ", ".join(study.file(*each).name for each in ((pairs[0][0], _HOST), (pairs[0][1], _HOST)))
         found = f"no {wanted} and .{_DISTILLER} in {folder / 'runs'}: an earlier version made it"
-        raise StateError(f"the trained weights of the study in {folder}", found, _REPEAT.format(folder=folder))
-    return replace(study, pairs=tuple(kept))
+        raise StateError(f"the trained weights of the study in {folder}", found, again)
+    return replace(study, pairs=tuple(whole))
 
 
 def load_trained(study: FinishedStudy, bare: Run, run: Run, data: EvalSet) -> Trained:
