@@ -6,7 +6,6 @@ import pytest
 import torch
 from hosts import ZOO, batch, batches, footprint, make_optimizer, train
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 import inpaint_distill
 from inpaint_distill import Config, FrozenTeacher, InpaintDistillError, Stage, TermConfig
@@ -14,7 +13,6 @@ from inpaint_distill.errors import (
     CaptureError,
     ConfigError,
     InputError,
-    LookaheadWarning,
     OptimizerError,
     PlanError,
     ReplayError,
@@ -421,7 +419,7 @@ def test_a_reconstructing_teacher_of_a_host_that_restores_no_image(teacher):
     says(caught.value, "(3, 3, 16, 16)", "(3, 3, 32, 32)", "ema")
 
 
-# -- TorchScript and checkpoints ---------------------------------------------------------------------------------------
+# -- TorchScript -------------------------------------------------------------------------------------------------------
 
 
 def test_a_part_in_torchscript_is_named_by_attach_and_by_plan():
@@ -433,43 +431,3 @@ def test_a_part_in_torchscript_is_named_by_attach_and_by_plan():
         with pytest.raises(PlanError) as caught:
             refuse()
         says(caught.value, "TorchScript", "'enc1'", "made from")
-
-
-class Checkpointed(nn.Module):
-    """Runs its second stage again in backward."""
-
-    def __init__(self, reentrant):
-        super().__init__()
-        self.net = TOY.build()
-        self.reentrant = reentrant
-
-    def forward(self, image, mask):
-        shallow = self.net.enc0(torch.cat([image, mask], 1))
-        middle = checkpoint(self.net.enc1, shallow, use_reentrant=self.reentrant)
-        return self.net.up(self.net.enc2(middle))
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of the teacher, by torch
-def test_reentrant_checkpointing_is_refused_where_terms_are_balanced():
-    host = Checkpointed(reentrant=True)
-    distiller = inpaint_distill.attach(host, config={"warmup": 0})
-    host(IMAGE * (1 - MASK), MASK)
-    with pytest.raises(CaptureError) as caught:
-        distiller.loss(IMAGE, MASK)
-    says(caught.value, "reentrant", "use_reentrant=False", "balance='none'")
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_a_look_ahead_through_a_checkpoint_is_given_up_with_a_warning(reentrant):
-    host = Checkpointed(reentrant)
-    optimizer = make_optimizer(host)
-    distiller = inpaint_distill.attach(host, optimizer, config={**NOW, "lookahead": {"every": 2}})
-    for number, (image, mask) in enumerate(batches(2)):
-        restored = host(image * (1 - mask), mask)
-        ((restored - image).abs().mean() + distiller.loss(image, mask)).backward()
-        if number == 0:
-            optimizer.step()
-    with pytest.warns(LookaheadWarning, match="checkpointing"):
-        optimizer.step()
-    assert "inpainting after look-ahead" not in distiller.log

@@ -1,5 +1,6 @@
 """The benchmarks on public hosts run, on one host of ours, and write what their page is made of."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -34,3 +35,21 @@ def test_discovery_and_training_are_measured_and_make_a_table(tmp_path):
     assert cells[0] == "family unet"
     assert cells[2:5] == ["4/4", "the host's own call; adapter `unet`", "none"]
     assert cells[6] == "clean"
+
+
+def test_costs_are_measured_and_make_a_table(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    cost = importlib.import_module("cost")
+    monkeypatch.setattr(cost, "WIDTH", 4)
+    results = tmp_path / "results"
+    cost.main(["--only", "idle", "--rounds", "1", "--out", str(results / "cpu.json")])
+    rows = {row["name"]: row for row in json.loads((results / "cpu.json").read_text())["rows"]}
+    assert all(row["value"] > 0 for row in rows.values())
+    detached = rows["after detach: forward / forward of a host never attached"]
+    assert detached["note"].startswith("outputs identical")
+    assert detached["holds"] == (detached["value"] <= detached["target"])
+    shutil.copy(ROOT / "docs" / "performance.md", tmp_path)
+    run("cost_page.py", "--docs", tmp_path, "--results", results)
+    table = (tmp_path / "performance.md").read_text()
+    assert all(f"| {name}" in table for name in rows)
+    assert "not yet measured" in table

@@ -32,6 +32,7 @@ configs = st.builds(
     balance=st.sampled_from(["gradient_norm", "none"]),
     balance_every=st.integers(1, 999),
     warmup=st.integers(0, 999),
+    nonfinite=st.sampled_from(["raise", "skip"]),
     decay=st.none() | st.integers(0, 99).flatmap(lambda a: st.tuples(st.just(a), st.integers(a + 1, 999))),
     seed=st.integers(0, 2**31),
 )

@@ -7,10 +7,9 @@ import warnings
 
 import pytest
 import torch
-from hosts import ZOO, ZOO_NAMES, batch, batches, footprint, make_optimizer, reconstruct, same, state_of, train
+from hosts import ZOO, ZOO_NAMES, batch, batches, footprint, make_optimizer, reconstruct, same, train
 from hosts.base import Plain, Up, block
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 import inpaint_distill
 from inpaint_distill import Config, Stage
@@ -110,6 +109,20 @@ def test_a_block_rewrites_the_hole_of_its_stage_and_nothing_else(name):
     changed = stage.as_map((after != before).float(), (32, 32)).amax(1, keepdim=True)
     share = nn.functional.adaptive_avg_pool2d(mask, changed.shape[2:])
     assert torch.equal(changed.bool(), share > 0)
+
+
+def test_blocks_after_an_activation_that_models_share_rewrite_their_own_host_alone():
+    toy = ZOO["default_activation"]
+    host, other = toy.build(), toy.build()
+    assert host.act is other.act
+    expected = outputs(toy, other)
+    distiller = inpaint_distill.attach(host, make_optimizer(host), config={**FIXED, "completion": True})
+    train(toy, host, distiller._optimizer, batches(1), distiller)
+    stir(host)
+    host = distiller.detach()
+    outputs(toy, host)
+    assert same(outputs(toy, other), expected)
+    injected(host).remove(host)  # the class keeps its activation
 
 
 def test_a_mask_in_another_range_still_means_no_known_pixel_changes():
@@ -295,30 +308,6 @@ def test_the_moving_average_holds_them_too():
     assert all(block.weight.any() for block in average.blocks)
 
 
-def test_a_checkpointed_stage_is_recomputed_with_its_block():
-    class Checkpointed(nn.Module):
-        def __init__(self, kept):
-            super().__init__()
-            self.kept = kept
-            self.enc0, self.enc1, self.enc2, self.up = block(4, 8), block(8, 12, 2), block(12, 16, 2), Up()
-
-        def forward(self, image, mask):
-            x = torch.cat([image, mask], 1)
-            for stage in (self.enc0, self.enc1, self.enc2):
-                x = stage(x) if self.kept else checkpoint(stage, x, use_reentrant=False)
-            return self.up(x)
-
-    runs = []
-    for kept in (True, False):
-        torch.manual_seed(0)
-        host = Checkpointed(kept)
-        optimizer = make_optimizer(host)
-        distiller = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
-        losses = train(PLAIN, host, optimizer, batches(3), distiller)
-        runs.append([losses, state_of(host)["host"]])
-    torch.testing.assert_close(runs[0], runs[1])
-
-
 def test_a_frozen_encoder_can_be_completed():
     host = PLAIN.build()
     host.requires_grad_(False)
@@ -330,24 +319,6 @@ def test_a_frozen_encoder_can_be_completed():
     train(PLAIN, host, optimizer, batches(3), distiller)
     assert all(block.weight.any() for block in injected(host).blocks)
     assert same(encoder, host.enc1.state_dict())
-
-
-def test_a_host_wrapped_for_data_parallel_training_afterwards_keeps_every_parameter_in_use(tmp_path):
-    host = PLAIN.build()
-    image, mask = batch()
-    distiller = inpaint_distill.attach(host, image=image, mask=mask, completion=True, config=FIXED)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(host)
-        optimizer = make_optimizer(wrapped)
-        train(PLAIN, wrapped, optimizer, batches(3), distiller)
-        with pytest.raises(PlanError, match="attach before wrapping"):
-            inpaint_distill.attach(
-                nn.parallel.DistributedDataParallel(PLAIN.build()), image=image, mask=mask, completion=True
-            )
-    finally:
-        torch.distributed.destroy_process_group()
-    assert all(block.weight.any() for block in injected(host).blocks)
 
 
 # -- the look-ahead through them ---------------------------------------------------------------------------------------
@@ -363,7 +334,7 @@ def test_unroll_goes_through_them_and_agrees_with_finite_differences(name):
     for seed in (5, 6):
         image, mask = batch(seed)
         toy.call(host, image, mask)
-        call = distiller._call
+        call = distiller._forwards.last.call
         distiller.loss(image, mask)
         kept.append(Batch.copy(call, image, mask))
     with distiller.paused():
@@ -460,7 +431,7 @@ def test_a_root_that_would_run_them_as_one_more_layer_is_refused():
     refused(nn.Sequential(block(4, 8), block(8, 12, 2), block(12, 16, 2), Up()), "one more layer")
 
 
-def test_a_stage_of_a_single_pixel_is_refused():
+def test_a_stage_of_a_single_pixel_is_refused_where_it_was_asked_for():
     class Deep(nn.Module):
         def __init__(self):
             super().__init__()
@@ -470,10 +441,12 @@ def test_a_stage_of_a_single_pixel_is_refused():
         def forward(self, image, mask):
             return nn.functional.interpolate(self.out(self.levels(torch.cat([image, mask], 1))), scale_factor=32)
 
-    refused(Deep(), "levels.4", stages=["levels.1", "levels.4"])  # where it has been planned to be one
+    refused(Deep(), "1x1", ConfigError, stages=["levels.1", "levels.4"], completion_levels=(1,))  # planned to be one
     stage = Stage(name="levels.4", channels=8, stride=32)
     with pytest.raises(ConfigError, match="1x1"):
         completion_stages([stage], Config(completion=True, completion_levels=(0,)), (32, 32))
+    found = inpaint_distill.plan(Deep(), *batch(), stages=["levels.1", "levels.4"]).stages  # else left out
+    assert completion_stages(found, Config(completion=True), (32, 32)) == [found[0]]
     host = Deep()  # where it becomes one
     image, mask = batch(size=64)
     distiller = inpaint_distill.attach(host, make_optimizer(host), completion=True, stages=["levels.2", "levels.3"])
@@ -584,7 +557,7 @@ def test_blocks_without_a_term_keep_nothing_of_a_step():
     image, mask = batch()
     restored = toy.call(host, image, mask)
     assert distiller.loss(image, mask) == 0
-    assert distiller._call is None
+    assert distiller._forwards.last is None
     assert not distiller._watch._features._kept
     assert injected(host).source is not None
     restored.sum().backward()

@@ -55,7 +55,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fail)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(StateError, match="disk full"):
             write_state(path, {"x": torch.zeros(2)}, {"step": 2})
     assert read_state(path)[1] == {"step": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["state"]

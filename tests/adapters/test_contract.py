@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
-from dataclasses import dataclass, field
 
 import pytest
 import safetensors.torch
 import torch
+from hosts import FAMILIES
 
 from inpaint_distill import adapters
 from inpaint_distill.host.adapted import derive
@@ -16,55 +16,7 @@ from inpaint_distill.host.attention_taps import AttentionTaps
 from inpaint_distill.host.taps import FeatureTaps
 from inpaint_distill.plan import plan
 
-
-@dataclass(frozen=True)
-class Row:
-    """A small host of a family, and what its real one cannot do either.
-
-    Attributes:
-        kwargs: Arguments of ``build``.
-        package: What has to be installed.
-        sizes: Image sizes that it takes.
-        batch: Least number of images in training.
-        noisy: It draws random numbers in evaluation too.
-        bounded: Its images stay within [-1, 1].
-        channels: Channels of an image; 4 where it works on latents.
-    """
-
-    kwargs: dict = field(default_factory=dict)
-    package: str = "torch"
-    sizes: tuple = ((64, 64), (32, 32), (64, 96))
-    batch: int = 1
-    noisy: bool = False
-    bounded: bool = True
-    channels: int = 3
-
-
-ROWS = {
-    "gated-conv": Row({"width": 8}),
-    "contextual-attention": Row({"width": 4}),
-    "partial-conv": Row({"width": 4}),
-    "unet": Row({"width": 4}),
-    "edge-connect": Row({"width": 8}),
-    "aot-gan": Row({"width": 8}),
-    "lama": Row({"width": 4}),
-    "rfr": Row({"width": 4, "iterations": 3}, bounded=False),
-    "ctsdg": Row({"width": 4}),
-    "mi-gan": Row({"width": 8}, sizes=((64, 64),), bounded=False),
-    "mat": Row({"width": 8, "heads": 2}, sizes=((64, 64), (32, 32), (64, 128)), noisy=True, bounded=False),
-    "segmentation-models": Row(
-        {"encoder_name": "tu-mobilenetv3_small_050"},
-        package="segmentation_models_pytorch",
-        sizes=((64, 64), (64, 96)),
-        bounded=False,
-    ),
-    "monai": Row(package="monai", bounded=False),
-    "diffusers-pixels": Row(package="diffusers", bounded=False),
-    "diffusers-inpainting-unet": Row(
-        package="diffusers", sizes=((16, 16), (32, 32), (16, 24)), bounded=False, channels=4
-    ),
-}
-NAMES = list(ROWS)
+NAMES = list(FAMILIES)
 
 
 @pytest.fixture(params=NAMES)
@@ -74,7 +26,7 @@ def adapter(request):
 
 @pytest.fixture
 def row(adapter):
-    return ROWS[adapter.name]
+    return FAMILIES[adapter.name]
 
 
 @pytest.fixture
@@ -88,7 +40,7 @@ def pictures(row):
 
 
 def build(adapter, seed=0):
-    row = ROWS[adapter.name]
+    row = FAMILIES[adapter.name]
     pytest.importorskip(row.package)
     torch.manual_seed(seed)
     return adapter.build(**row.kwargs)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import os
 import subprocess
 import sys
 
 import pytest
 
-needed = [name for name in ("pip", "setuptools") if importlib.util.find_spec(name) is None]
+# By their metadata: to look for the module pip makes setuptools put distutils back, for the whole process.
+installed = {found.metadata["Name"] for found in importlib.metadata.distributions()}
+needed = sorted({"pip", "setuptools"} - installed)
 pytestmark = pytest.mark.skipif(bool(needed), reason=f"no package {', '.join(needed)} to install with")
 
 PROJECT = """

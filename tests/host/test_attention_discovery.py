@@ -555,3 +555,210 @@ def test_a_teacher_s_forward_ends_before_the_decoder_where_all_attention_is_befo
     host(torch.cat([image * (1 - mask), mask], 1))
     assert distiller.loss(image, mask) > 0
     assert ran == ["bottom"]
+
+
+# -- where attention sits, and what of it is written down --------------------------------------------------------------
+
+
+def swin(window, shift, told, size=SIZE, images=2):
+    """Return the candidate of Swin's attention whose window and shift are said by attributes as in ``told``."""
+    host = Host(Windows(window, shift, told=False))
+    for owner, attributes in told.items():
+        for name, value in attributes.items():
+            setattr(host.get_submodule(owner), name, value)
+    return only(host, size, images=images)
+
+
+@pytest.mark.parametrize(
+    ("window", "shift", "windows", "expected"),
+    [
+        ((4, 4), (2, 1), (2, 3), (2, 1)),
+        ((8, 4), (2, 1), (1, 3), (0, 1)),
+        ((4, 12), (2, 1), (2, 1), (2, 0)),
+        ((2, 6), (1, 3), (4, 2), (1, 3)),
+        ((4, 4), (0, 0), (2, 3), (0, 0)),
+    ],
+)
+def test_windows_are_shifted_only_along_an_axis_that_has_several(window, shift, windows, expected):
+    candidate = swin(window, shift, {"layer": {"window_size": window, "shift_size": shift}})
+    assert candidate == AttentionCandidate(
+        AttentionSite(
+            name="layer",
+            kind="softmax",
+            queries=window[0] * window[1],
+            keys=window[0] * window[1],
+            windows=windows,
+            window=window,
+            shift=expected,
+            channels=8,
+        ),
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "usable"),
+    [
+        ({"layer": {"window_size": 4}}, True),
+        ({"layer": {"window_size": [4, 4]}}, True),
+        ({"": {"window_size": (4, 4)}}, True),
+        ({"layer": {"window_size": "4"}, "": {"window_size": 4}}, True),
+        ({"layer": {"window_size": (4, 4, 4)}, "": {"window_size": 4}}, True),
+        ({"layer": {"window_size": (4, 4.0)}}, False),
+        ({"layer": {"window_size": (2, 8)}}, False),
+        ({"layer": {"window_size": 2}, "": {"window_size": 4}}, False),
+        ({"stem": {"window_size": 4}}, False),
+    ],
+)
+def test_the_size_of_windows_is_read_from_the_module_or_the_nearest_one_above(told, usable):
+    candidate = swin((4, 4), (0, 0), told)
+    assert candidate.usable is usable
+    assert candidate.site.windows == ((2, 3) if usable else (1, 1))
+    if not usable:
+        assert candidate.reason == "16 queries do not tile an image of 32 x 48"
+
+
+def test_windows_may_tile_a_grid_of_as_few_tokens_as_a_map_may_have():
+    host = Host(Windows((2, 2)), stride=8)
+    assert only(host, (32, 32)).usable  # 4 x 4
+    assert only(host, (32, 24)).reason == "a grid of 4 x 3 only"
+
+
+def attending(weigh):
+    host = Host(Attention(weigh))
+    return only(host)
+
+
+def pooled(keys):
+    return lambda q, k: product(q, F.adaptive_avg_pool1d(k.flatten(0, 1).mT, keys).mT.unflatten(0, (-1, 2))).softmax(-1)
+
+
+@pytest.mark.parametrize(("keys", "usable"), [(24, True), (6, True), (96, True), (48, False), (95, False), (3, False)])
+def test_keys_may_be_as_many_as_the_places_of_any_coarser_grid(keys, usable):
+    candidate = attending(pooled(keys))
+    assert candidate.usable is usable
+    assert (candidate.site.queries, candidate.site.keys, candidate.site.prefix) == (96, keys, 0)
+
+
+def test_four_keys_are_enough_and_sixteen_queries():
+    host = Host(Attention(pooled(4)), stride=4)
+    candidate = only(host, (16, 16))
+    assert candidate.usable
+    assert (candidate.site.queries, candidate.site.keys) == (16, 4)
+
+
+@pytest.mark.parametrize("prefix", range(10))
+def test_up_to_eight_tokens_may_come_before_those_of_the_image(prefix):
+    class Prefixed(nn.Module):
+        def forward(self, feature):
+            tokens = feature.flatten(2).mT
+            return self.layer(torch.cat([tokens.new_zeros(len(tokens), prefix, 8), tokens], 1)).mean()
+
+    class Layer(nn.Module):
+        def forward(self, tokens):
+            product(tokens, tokens).softmax(-1)
+            return tokens
+
+    outer = Prefixed()
+    outer.layer = Layer()
+    candidate = only(Host(outer))
+    assert candidate.site.name == "layer.layer"
+    assert candidate.usable is (prefix <= 8)
+    if prefix <= 8:
+        assert (candidate.site.queries, candidate.site.keys, candidate.site.prefix) == (96, 96 + prefix, prefix)
+        assert candidate.site.channels == 8
+    else:
+        assert candidate.reason == "105 queries do not tile an image of 32 x 48"
+        assert (candidate.site.queries, candidate.site.prefix) == (105, 0)
+
+
+class Shaped(nn.Module):
+    """Attends over 96 places whatever it is given."""
+
+    def forward(self, value):
+        tokens = torch.rand(2, 96, 4)
+        product(tokens, tokens).softmax(-1)
+        return value
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [
+        ((2, 96, 5), 5),
+        ((2, 95, 5), 0),
+        ((1, 96, 5), 0),
+        ((2, 5, 8, 12), 5),
+        ((2, 8, 12, 5), 5),
+        ((2, 5, 16, 24), 5),
+        ((2, 9, 9, 5), 0),
+        ((2, 8, 12, 8), 0),
+        ((2, 5), 0),
+    ],
+)
+def test_the_channels_of_what_enters_are_known_where_it_is_a_map_or_the_queries_tokens(shape, channels):
+    host = nn.Sequential(Shaped())
+    candidates = find_attention(host, lambda: (host[0](torch.zeros(2, 3, *SIZE)), host[0](torch.zeros(shape))), SIZE)
+    assert [each.usable for each in candidates] == [True, True]
+    assert [each.site.call for each in candidates] == [0, 1]
+    assert [each.site.channels for each in candidates] == [3, channels]
+
+
+def test_a_layer_without_arguments_has_no_channels():
+    class Source(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Shaped()
+
+        def forward(self, image):
+            self.inner(None)
+            return image
+
+    (candidate,) = found(Source())
+    assert candidate.usable
+    assert candidate.site == AttentionSite(name="inner", kind="softmax", queries=96, keys=96)
+
+
+def test_attention_belongs_to_the_innermost_module_that_is_no_softmax():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.softmax = Attention(KINDS["module"][0]), nn.Softmax(-1)
+
+        def forward(self, feature):
+            tokens = feature.flatten(2).mT
+            self.softmax(product(tokens, tokens))
+            self.inner(feature)
+            self.softmax(product(tokens, tokens))
+            return feature
+
+    candidates = found(Host(Outer()))
+    assert [(each.site.name, each.site.call, each.site.index) for each in candidates] == [
+        ("layer", 0, 0),
+        ("layer.inner", 0, 0),
+        ("layer", 0, 2),
+    ]
+    assert all(each.usable for each in candidates)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda q, k: torch.baddbmm(torch.zeros(4, 96, 96), q.flatten(0, 1), k.flatten(0, 1).mT),
+        lambda q, k: torch.cdist(q, k).neg(),
+        lambda q, k: torch.stack([torch.mm(each, each.mT) for each in q.flatten(0, 1)]).add(1).mul(2),
+        lambda q, k: torch.matmul(q, k.mT).clamp_max(3),
+        lambda q, k: torch.where(torch.eye(96).bool(), torch.tensor(-1.0), torch.matmul(q, k.mT)),
+    ],
+    ids=["baddbmm", "cdist", "mm", "clamped", "chosen"],
+)
+def test_a_softmax_of_any_product_of_two_features_is_attention(make):
+    candidate = attending(lambda q, k: make(q, k).softmax(-1))
+    assert candidate.usable, candidate.reason
+    assert candidate.site.heads == 2
+
+
+def test_a_softmax_of_a_projection_is_no_attention_also_after_a_product():
+    layer = nn.Linear(96, 96)
+    candidate = attending(lambda q, k: layer(product(q, k)).softmax(-1))
+    assert candidate.reason == "a softmax of something else than a product of two features: no queries and keys"
+    assert (candidate.site.queries, candidate.site.keys, candidate.site.heads) == (96, 96, 2)

@@ -38,11 +38,12 @@ def labels(stages):
 
 @pytest.mark.parametrize("name", ZOO_NAMES)
 @pytest.mark.parametrize("size", [32, 48])
-def test_the_stages_of_every_toy_are_found(name, size):
+def test_the_stages_and_the_attention_of_every_toy_are_found(name, size):
     toy = ZOO[name]
     host = toy.build()
     plan = plan_call(host, call_of(toy, host, size), Wanted())
     assert labels(plan.stages) == toy.stages
+    assert labels(plan.attention) == toy.attention
 
 
 @pytest.mark.parametrize("name", ZOO_NAMES)

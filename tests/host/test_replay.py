@@ -306,6 +306,267 @@ def test_a_recipe_describes_what_each_argument_carries():
     assert text == "argument 'picture': 3 image + 1 constant + 1 mask; argument 'condition': 1 mask"
 
 
+# -- whether a recipe still holds, and what can be read of it ----------------------------------------------------------
+
+
+def wide(seed=0, count=2, size=(16, 24)):
+    """Draw a batch whose height is not its width, with a hole of its own for each sample."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.zeros(count, 1, *size)
+    for index in range(count):
+        mask[index, :, 3 + index : 9 + index, 2 + 3 * index : 11] = 1
+    return torch.rand(count, 3, *size, generator=generator) * 2 - 1, mask
+
+
+def known_first(image, mask):
+    """Give the known places as 255 and 5, the pixels in [0, 1] and blue first, and a plane of ones."""
+    pixels = (image.flip(1) + 1) / 2 * (1 - mask)
+    return HostCall((torch.cat([250 * (1 - mask) + 5, pixels, torch.ones_like(mask)], 1),), {"condition": 1 - 2 * mask})
+
+
+def changed(call, path, place, value):
+    """Return the call with one value of one argument changed."""
+
+    def change(own, tensor):
+        tensor = tensor.clone()
+        if own == path:
+            tensor[place] = value
+        return tensor
+
+    return call.rebuild(change)
+
+
+def test_a_recipe_fits_every_batch_that_is_given_alike():
+    image, mask = wide()
+    recipe = derive_recipe(Named(), known_first(image, mask), image, mask)
+    assert recipe.tells
+    for other, hole in (wide(), wide(1), wide(2, count=3), wide(3, size=(24, 16))):
+        call = known_first(other, hole)
+        assert recipe.fits(call, other, hole)
+        assert recipe.fits(changed(call, (0,), (0, 4), 0.3), other, hole)  # constants may change
+        assert recipe.fits(changed(call, (0,), (0, 2, 5, 5), 9.0), other, hole)  # and what stands in the hole
+
+
+@pytest.mark.parametrize(
+    ("path", "place", "value"),
+    [
+        ((0,), (0, 0, 0, 0), 5.0),
+        ((0,), (1, 0, 5, 6), 255.0),
+        ((0,), (0, 1, 0, 0), 2.0),
+        ((0,), (1, 3, 15, 23), -1.0),
+        (("condition",), (1, 0, 0, 0), -1.0),
+        (("condition",), (0, 0, 4, 4), 1.0),
+    ],
+)
+def test_a_recipe_does_not_fit_a_call_with_one_other_pixel_or_one_other_place_in_a_mask(path, place, value):
+    image, mask = wide()
+    call = known_first(image, mask)
+    recipe = derive_recipe(Named(), call, image, mask)
+    assert not recipe.fits(changed(call, path, place, value), image, mask)
+
+
+def test_a_recipe_does_not_fit_another_batch_another_hole_or_other_sizes():
+    image, mask = wide()
+    call = known_first(image, mask)
+    recipe = derive_recipe(Named(), call, image, mask)
+    assert not recipe.fits(call, wide(1)[0], mask)
+    assert not recipe.fits(call, image, mask.flip(3))
+    assert not recipe.fits(call, image, 1 - mask)
+    only = derive_recipe(Named(), HostCall((image * (1 - mask),)), image, mask)
+    assert only.fits(HostCall((image,)), image, mask)
+    assert not only.fits(HostCall((image[:1],)), image, mask)
+    for cut in (image[..., :12], image[..., :8, :]):
+        assert not only.fits(HostCall((cut,)), image, mask)
+
+
+def test_one_mask_for_a_batch_is_compared_with_every_sample():
+    image, mask = wide(count=3)
+    one = mask[:1]
+    call = HostCall((image * (1 - one), 3 * one - 1))
+    recipe = derive_recipe(Named(), call, image, one)
+    assert recipe.fits(call, image, one)
+    assert not recipe.fits(HostCall((image * (1 - one), 3 * mask[1:2] - 1)), image, one)
+    assert not recipe.fits(HostCall((image * (1 - one), one)), image, one)
+
+
+def test_a_mask_without_channels_and_one_at_a_lower_resolution_are_told_apart_from_what_is_compared():
+    image, mask = wide()
+    small = F.max_pool2d(mask, 2)
+    call = HostCall((image * (1 - mask), mask[:, 0]), {"small": small})
+    recipe = derive_recipe(Recorder(), call, image, mask)
+    assert recipe.fits(call, image, mask)
+    assert recipe.fits(HostCall(call.args, {"small": small * 0}), image, mask)
+    assert not recipe.fits(HostCall((call.args[0], mask[:, 0] * 0), {"small": small}), image, mask)
+    assert recipe.fits(HostCall((call.args[0],), {"other": torch.zeros(2, 7, 4, 4)}), image, mask)
+
+
+def test_a_recipe_without_pixels_cannot_tell_one_batch_from_another():
+    image, mask = wide()
+    recipe = derive_recipe(Named(), HostCall((image, mask)), image, mask, {(0,): {0: 0, 1: 1, 2: 2}})
+    assert not recipe.tells
+    assert recipe.fits(HostCall((wide(1)[0], mask)), image, mask)
+    assert not recipe.fits(HostCall((image, 1 - mask)), image, mask)
+
+
+def test_declared_channels_are_passed_on_or_become_the_named_channel_of_the_image():
+    image, mask = wide()
+    given = torch.randn(2, 5, 16, 24)
+    given[:, 4:] = mask
+    recipe = derive_recipe(Named(), HostCall((given,)), image, mask, {(0,): {0: None, 1: 2, 2: 0, 3: None}})
+    (found,) = recipe.apply(HostCall((given,)), image).args
+    expected = torch.cat([given[:, :1], image[:, 2:], image[:, :1], given[:, 3:4], torch.zeros_like(mask)], 1)
+    torch.testing.assert_close(found, expected)
+    assert recipe.describe() == "argument 'picture': 2 passed on + 2 latent + 1 mask"
+
+
+def test_the_hole_is_read_where_the_call_carries_it():
+    image, mask = wide()
+    call = known_first(image, mask)
+    source = derive_recipe(Named(), call, image, mask).hole(Named())
+    assert (source.path, source.channel, source.also) == ((0,), 0, "picture")
+    assert (source.slope, source.bias) == (-250, 255)
+    torch.testing.assert_close(source.read(call.args, call.kwargs), mask)
+    apart = HostCall((image * (1 - mask),), {"condition": 1 - 2 * mask[:, 0]})
+    source = derive_recipe(Named(), apart, image, mask).hole(Named())
+    assert (source.path, source.channel, source.also) == (("condition",), 0, 1)
+    torch.testing.assert_close(source.read(apart.args, apart.kwargs), mask)
+    assert derive_recipe(Named(), HostCall((image * (1 - mask),)), image, mask).hole(Named()) is None
+
+
+def test_the_target_is_the_first_argument_that_has_three_image_channels():
+    image, mask = wide()
+    grey = image[:, :1] * (1 - mask)
+    call = HostCall((mask, grey), {"picture": torch.cat([mask, 2 * image + 1, image], 1)})
+    recipe = derive_recipe(Recorder(), call, image, mask)
+    torch.testing.assert_close(recipe.target(call, image), 2 * image + 1)
+    assert recipe.describe() == (
+        "positional argument 0: 1 mask; positional argument 1: 1 image; argument 'picture': 1 mask + 6 image"
+    )
+
+
+@pytest.mark.parametrize("size", [(8, 12), (4, 6), (16, 12), (8, 24)])
+@pytest.mark.parametrize("reduce", [F.adaptive_max_pool2d, F.adaptive_avg_pool2d, F.interpolate])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_smaller_mask_of_any_sides_becomes_an_empty_hole(size, reduce, known):
+    def fill(image, mask):
+        small = reduce(mask, size)
+        return image * (1 - mask), 2 - 3 * small if known else small
+
+    close(*replayed(*wide(), fill))
+
+
+def test_pixels_of_a_smaller_size_are_not_taken_for_the_image():
+    image, mask = wide()
+    text = refused(image, mask, image * (1 - mask), F.avg_pool2d(image, 2))
+    assert "channel 0 of argument 'condition'" in text
+    assert "size (8, 12)" in text
+
+
+def test_a_picture_without_channels_is_read_as_one_and_other_tensors_of_three_dimensions_are_passed_on():
+    image, mask = wide()
+    words, grey = torch.randn(2, 16, 7), image[:, 1] * (1 - mask[:, 0])
+    call = HostCall((grey, mask[:, 0], words))
+    found = derive_recipe(Recorder(), call, image, mask).apply(call, image).args
+    torch.testing.assert_close(found[0], image[:, 1])
+    assert not found[1].any()
+    assert found[1].shape == (2, 16, 24)
+    assert found[2] is words
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 1, 7), (2, 5, 7, 1), (3, 16, 24), (2, 24, 16), (2, 9), ()])
+def test_what_has_no_height_or_width_of_a_picture_is_passed_on(shape):
+    image, mask = wide()
+    other = torch.randn(shape)
+    call = HostCall((image * (1 - mask), other))
+    assert derive_recipe(Named(), call, image, mask).apply(call, image).args[1] is other
+
+
+def test_pixels_stay_exact_in_a_mixed_precision_step():
+    image, mask = wide()
+    call = HostCall((torch.cat([image * (1 - mask), mask], 1),))
+    recipe = derive_recipe(Named(), call, image, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = recipe.apply(call, image).args
+    assert torch.equal(found[:, :3], image)
+
+
+@pytest.mark.parametrize(("error", "fits"), [(5e-5, True), (5e-4, False)])
+def test_pixels_may_differ_by_rounding_alone(error, fits):
+    image, mask = wide()
+    call = HostCall((image * (1 - mask),))
+    recipe = derive_recipe(Named(), call, image, mask)
+    assert recipe.fits(HostCall((image + error,)), image, mask) is fits
+
+
+@pytest.mark.parametrize(("error", "fits"), [(1e-2, True), (0.1, False)])
+def test_pixels_in_half_precision_may_differ_by_theirs(error, fits):
+    image, mask = wide()
+    recipe = derive_recipe(Named(), HostCall((image * (1 - mask),)), image, mask)
+    assert recipe.fits(HostCall(((image + error).half(),)), image, mask) is fits
+
+
+def test_every_pixel_of_a_large_batch_is_compared_though_not_every_one_is_fitted():
+    image, mask = wide(size=(256, 384))
+    call = HostCall((image * (1 - mask), mask))
+    close(derive_recipe(Named(), call, image, mask).apply(call, image), HostCall((image, torch.zeros_like(mask))))
+    pixels = image.clone()
+    pixels[1, 2, 200, 333] += 0.3
+    assert "channel 2" in refused(image, mask, pixels * (1 - mask), mask)
+
+
+def test_a_flat_image_says_nothing_and_is_a_constant():
+    image, mask = torch.full((2, 3, 16, 24), 0.5), wide()[1]
+    text = refused(image, mask, image.clone())
+    assert "none carries the image" in text
+
+
+class Keeping(nn.Module):
+    """Keeps a tensor in a sub-module, where a method would set it."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.part = nn.Identity()
+        self.part.state = {"kept": [kept]}
+
+    def forward(self, picture):
+        return picture
+
+
+@pytest.mark.parametrize(
+    ("kept", "named"),
+    [
+        (lambda mask: mask, True),
+        (lambda mask: 1 - mask[:, 0], True),
+        (lambda mask: (mask > 0).expand(-1, 3, -1, -1), True),
+        (lambda mask: F.max_pool2d(mask, 4), True),
+        (lambda mask: F.adaptive_max_pool2d(mask, (3, 6)), False),
+        (lambda mask: mask[:1].repeat(3, 1, 1, 1), False),
+        (lambda mask: torch.randn_like(mask), False),
+        (lambda mask: torch.zeros_like(mask), False),
+        (lambda mask: mask.flatten(), False),
+        (lambda mask: mask[:, :, None], False),
+    ],
+    ids=["mask", "known", "three channels", "a quarter", "smaller", "other batch", "noise", "none", "flat", "volume"],
+)
+def test_only_a_mask_that_is_kept_beside_the_call_is_refused(kept, named):
+    image, mask = wide()
+    host, call = Keeping(kept(mask)), HostCall((image * (1 - mask),))
+    if named:
+        with pytest.raises(ReplayError, match=r"but part\.state\.kept\.0 holds it"):
+            derive_recipe(host, call, image, mask)
+    else:
+        close(derive_recipe(host, call, image, mask).apply(call, image), HostCall((image,)))
+    given = HostCall((call.args[0],), {"mask": mask})
+    assert derive_recipe(host, given, image, mask).hole(host) is not None
+
+
+def test_one_mask_that_is_kept_for_the_whole_batch_is_refused_too():
+    image, mask = wide()
+    mask = mask[:1].expand(2, -1, -1, -1)
+    with pytest.raises(ReplayError, match=r"but part\.state\.kept\.0 holds it"):
+        derive_recipe(Keeping(mask[:1].clone()), HostCall((image * (1 - mask),)), image, mask)
+
+
 # -- random numbers ----------------------------------------------------------------------------------------------------
 
 
@@ -479,6 +740,30 @@ def start_setting(**config):
     host = SetMask()
     optimizer = torch.optim.AdamW(host.parameters(), 1e-3)
     return host, optimizer, inpaint_distill.attach(host, optimizer, adapter=Setting(), config=config)
+
+
+@pytest.mark.parametrize("shape", ["mask", "pyramid", "buffer"])
+def test_a_mask_that_only_a_method_sets_is_refused_without_an_adapter(shape):
+    host, (image, mask) = SetMask(), batch()
+    kept = {"mask": mask, "pyramid": [1 - mask, torch.nn.functional.max_pool2d(1 - mask, 2)], "buffer": mask * 255}
+    if shape == "buffer":
+        del host.mask
+        host.register_buffer("mask", None)
+    host.set_mask(kept[shape])
+    host.forward = lambda x: host.inner(x, mask)
+    distiller = inpaint_distill.attach(host, config=FIXED)
+    host(image * (1 - mask))
+    place = "mask.0" if shape == "pyramid" else "mask"
+    with pytest.raises(ReplayError, match=rf"none carries it, but {place} holds it(.|\n)*forward takes the mask"):
+        distiller.loss(image, mask)
+
+
+def test_a_kernel_is_not_taken_for_a_mask_that_was_set():
+    host, (image, mask) = ZOO["white_holes"].build(), batch()
+    host.register_buffer("blur", torch.nn.functional.adaptive_max_pool2d(mask[:1], 7))
+    distiller = inpaint_distill.attach(host, config=FIXED)
+    ZOO["white_holes"].call(host, image, mask)
+    assert distiller.loss(image, mask) > 0
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (3, 2), (2, 3)], ids=["even", "smaller last", "larger last"])

@@ -207,6 +207,74 @@ def test_the_level_of_a_map_is_its_number_of_halvings(size, image_size, level):
     assert level_of(size, image_size) == level
 
 
+@pytest.mark.parametrize(
+    ("size", "image_size", "level"),
+    [
+        ((1, 1), (64, 64), 6),
+        ((1, 1), (64, 96), 6),
+        ((64, 64), (32, 32), None),
+        ((33, 33), (32, 32), 0),
+        ((15, 15), (32, 32), 1),
+        ((14, 14), (32, 32), 1),
+        ((11, 11), (32, 32), None),
+        ((18, 18), (32, 32), 1),
+        ((19, 19), (32, 32), None),
+        ((8, 8), (32, 48), None),
+        ((5, 7), (17, 25), 2),
+        ((4, 6), (17, 25), 2),
+        ((4, 0), (16, 16), None),
+    ],
+)
+def test_the_level_of_odd_and_cropped_maps_is_that_of_the_nearest_halving(size, image_size, level):
+    assert level_of(size, image_size) == level
+
+
+@given(size=st.tuples(st.integers(1, 70), st.integers(1, 70)), times=st.integers(0, 5), up=st.booleans())
+def test_the_grid_of_tokens_is_found_for_sizes_halved_up_or_down(size, times, up):
+    grid = tuple(-(-side // 2**times) if up else side // 2**times for side in size)
+    if not grid[0] * grid[1]:
+        return
+    found = token_grid(grid[0] * grid[1], size)
+    if times < size[0].bit_length():
+        assert found is not None
+        assert found[0] * found[1] == grid[0] * grid[1]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "image_size", "grid"),
+    [
+        (30, (18, 20), None),
+        (20, (18, 20), (4, 5)),
+        (25, (18, 20), (5, 5)),
+        (90, (18, 20), (9, 10)),
+        (360, (18, 20), (18, 20)),
+        (6, (18, 20), None),
+        (4, (18, 20), (2, 2)),
+        (9, (18, 20), (3, 3)),
+        (2, (18, 20), None),
+        (1, (18, 20), (1, 1)),
+        (12, (7, 12), None),
+        (18, (7, 12), (3, 6)),
+        (24, (7, 12), (4, 6)),
+        (0, (16, 16), None),
+        (1, (16, 16), (1, 1)),
+        (4, (7, 5), (2, 2)),
+        (2, (7, 5), None),
+        (6, (7, 5), (3, 2)),
+        (12, (7, 5), (4, 3)),
+    ],
+)
+def test_the_grid_of_tokens_of_odd_sides(tokens, image_size, grid):
+    assert token_grid(tokens, image_size) == grid
+
+
+def test_tokens_of_no_grid_are_a_column_and_one_tensor_keeps_its_identity():
+    feature = torch.randn(2, 7, 3)
+    assert torch.equal(Stage(name="m", layout="tokens").as_map(feature, (32, 32)), feature.mT.unsqueeze(3))
+    assert Stage(name="m").join([feature]) is feature
+    assert Stage(name="m").as_map(feature, (1, 1)) is feature
+
+
 # -- attached ----------------------------------------------------------------------------------------------------------
 
 

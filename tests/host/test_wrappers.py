@@ -9,7 +9,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 import inpaint_distill
 from inpaint_distill import adapters
-from inpaint_distill.errors import CaptureError, LookaheadWarning, PlanError
+from inpaint_distill.errors import PlanError
 from inpaint_distill.host.adapter import Adapter, Variant
 from inpaint_distill.host.conventions import Convention
 from inpaint_distill.host.wrappers import plain_name, unwrap
@@ -115,19 +115,6 @@ def test_a_wrapped_host_can_be_planned_from_an_image_and_its_stages_named(alone,
     assert hooks(called) == before
 
 
-def test_a_host_that_ran_compiled_before_says_so_and_how_to_go_on():
-    called = compiled(TOY.build())
-    image, mask = batch()
-    TOY.call(called, image, mask)
-    distiller = inpaint_distill.attach(called, config=CONFIG)
-    TOY.call(called, image, mask)
-    with pytest.raises(CaptureError, match=r"compiled before(.|\n)*torch.compiler.reset"):
-        distiller.loss(image, mask)
-    torch.compiler.reset()
-    TOY.call(called, image, mask)
-    assert distiller.loss(image, mask) > 0
-
-
 def test_the_host_inside_may_be_called_too():
     host = TOY.build()
     called = nn.DataParallel(host)
@@ -186,23 +173,6 @@ def run_checkpointed(names, stages=None, **config):
 def test_a_host_with_checkpointed_stages_trains_as_one_without(names, stages):
     off = {"lookahead": {"engine": "off"}}
     assert same(run_checkpointed(names, stages, **off), run_checkpointed((), **off))
-
-
-@pytest.mark.parametrize("engine", ["finite_difference", "unroll"])
-def test_a_look_ahead_does_not_go_through_checkpointed_stages_but_says_so_and_training_goes_on(engine):
-    config = CONFIG | {"lookahead": {"engine": engine, "every": 2}}
-    host = checkpointed("enc1")
-    optimizer = make_optimizer(host)
-    distiller = inpaint_distill.attach(host, optimizer, config=config)
-    train(TOY, host, optimizer, batches(1), distiller)
-    start = {name: value.clone() for name, value in meta_parameters(distiller._terms)}
-    with pytest.warns(LookaheadWarning, match="gradient checkpointing"):
-        train(TOY, host, optimizer, batches(1, 1), distiller)
-    weights = {name: value.clone() for name, value in host.state_dict().items()}
-    losses = train(TOY, host, optimizer, batches(4, 2), distiller)  # no second warning
-    assert all(loss.isfinite() for loss in losses)
-    assert same(dict(meta_parameters(distiller._terms)), start)
-    assert not same(dict(host.state_dict()), weights)
 
 
 class MultiHead(Down):

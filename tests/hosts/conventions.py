@@ -4,7 +4,7 @@ import torch
 
 from hosts.base import Plain
 
-__all__ = ["CALLS", "Keywords", "MasksItself", "Nested", "Pooled"]
+__all__ = ["CALLS", "Keywords", "MaskByMethod", "MaskSetter", "MasksItself", "Nested", "Pooled"]
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -22,6 +22,32 @@ class MasksItself(Plain):
 
     def forward(self, image, mask):
         return super().forward(image * (1 - mask) + mask, mask)
+
+
+class MaskByMethod(Plain):
+    """Is told the mask by a method, before its forward."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.mask = None
+
+    def set_mask(self, mask):
+        self.mask = mask
+
+    def forward(self, image):
+        return super().forward(image, self.mask)
+
+
+class MaskSetter(torch.nn.Module):
+    """Takes the mask and hands it to a network by its method."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = MaskByMethod()
+
+    def forward(self, image, mask):
+        self.net.set_mask(mask)
+        return self.net(image)
 
 
 class Nested(Plain):
@@ -59,6 +85,7 @@ CALLS = {
     "whole": lambda host, image, mask: host(image, mask),
     "unit": lambda host, image, mask: host(torch.cat([(image + 1) / 2 * (1 - mask), mask], 1)),
     "imagenet": lambda host, image, mask: host(((image + 1) / 2 - _MEAN) / _STD * (1 - mask), mask),
+    "mean": lambda host, image, mask: host((image + 1) / 2 * (1 - mask) + _MEAN * mask, mask),
     "bytes": lambda host, image, mask: host((image + 1) * 127.5 * (1 - mask), mask * 255),
     "bgr": lambda host, image, mask: host(image.flip(1) * (1 - mask), mask),
     "white": lambda host, image, mask: host(image * (1 - mask) + mask),

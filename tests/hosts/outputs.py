@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,8 +18,12 @@ __all__ = [
     "ImageOutput",
     "LocalGlobal",
     "NamedSkips",
+    "PartialBlock",
     "PartialConv",
+    "Pictured",
     "ReturnsFeature",
+    "Scales",
+    "SkipTuples",
     "Tokens",
 ]
 
@@ -52,6 +57,33 @@ class DataclassOutput(Plain):
         return ImageOutput(super().forward(*planes))
 
 
+class Scales(Plain):
+    """Returns a list of the image at two scales, from a head each; the smaller one's loss may be left out.
+
+    Args:
+        coarse_first: In that order.
+    """
+
+    def __init__(self, coarse_first):
+        super().__init__(4)
+        self.coarse_first = coarse_first
+        self.small = nn.Conv2d(WIDTHS[-1], 3, 1)
+
+    def forward(self, *planes):
+        feature = Down.forward(self, torch.cat(planes, 1))
+        scales = [self.up(feature), self.small(feature)]
+        return scales[::-1] if self.coarse_first else scales
+
+
+class Pictured(Plain):
+    """Returns (image, a picture of the bottleneck), the latter by way of numpy and without a gradient."""
+
+    def forward(self, *planes):
+        feature = Down.forward(self, torch.cat(planes, 1))
+        picture = np.tanh(feature.detach().mean(1, keepdim=True).cpu().numpy())
+        return self.up(feature), torch.from_numpy(picture)
+
+
 class CoarseFine(nn.Module):
     """Two stages with an encoder each; returns (coarse, fine)."""
 
@@ -82,8 +114,8 @@ class PartialBlock(nn.Module):
 class PartialConv(Down):
     """Stages put out (feature, mask), and so does the host."""
 
-    def __init__(self):
-        super().__init__(3, PartialBlock)
+    def __init__(self, make=PartialBlock):
+        super().__init__(3, make)
         self.up = Up()
 
     def forward(self, image, known):
@@ -150,6 +182,40 @@ class DictBlock(nn.Module):
     def forward(self, state):
         feature = F.leaky_relu(F.conv2d(state["feature"], self.weight, stride=self.stride, padding=1), 0.1)
         return {"level": self.stride, "feature": feature}
+
+
+class SkipBlock(nn.Module):
+    """Convolve, then go down; (next resolution, (this resolution,)), as diffusers' blocks."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.conv, self.down = block(inputs, outputs), block(outputs, outputs, 2)
+
+    def forward(self, x):
+        skip = self.conv(x)
+        return self.down(skip), (skip,)
+
+
+class SkipTuples(nn.Module):
+    """A U-Net whose blocks put out (x, skips): the first tensor is that of the next resolution."""
+
+    def __init__(self):
+        super().__init__()
+        first, second, third = WIDTHS
+        self.down = nn.ModuleList([SkipBlock(4, first), SkipBlock(first, second)])
+        self.middle = block(second, third)
+        self.up = nn.ModuleList([block(third + second, second), block(second + first, first)])
+        self.out = nn.Conv2d(first, 3, 3, padding=1)
+
+    def forward(self, *planes):
+        x, skips = torch.cat(planes, 1), ()
+        for down in self.down:
+            x, new = down(x)
+            skips += new
+        x = self.middle(x)
+        for up, skip in zip(self.up, reversed(skips), strict=True):
+            x = up(torch.cat([F.interpolate(x, scale_factor=2), skip], 1))
+        return self.out(x)
 
 
 class Tokens(nn.Module):

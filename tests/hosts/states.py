@@ -6,18 +6,25 @@ from torch.nn import functional as F
 from torch.nn.utils import spectral_norm
 
 from hosts.base import Down, Plain, Up, block
+from hosts.outputs import PartialBlock
 
 __all__ = [
+    "Aliases",
     "BatchNorm",
     "CachedTensor",
     "DataSpectralNorm",
+    "DefaultActivation",
     "HookSpectralNorm",
     "InPlace",
+    "MaskUpdater",
     "Noisy",
+    "PooledNorm",
     "PrivateCache",
+    "Rebuilt",
     "Recurrent",
     "SharedActivation",
     "SilentModes",
+    "Sliced",
 ]
 
 
@@ -58,6 +65,91 @@ class SharedActivation(nn.Module):
         for conv in self.convs:
             x = self.act(conv(x))
         return self.up(x)
+
+
+_ELU = nn.ELU()
+
+
+class DefaultActivation(SharedActivation):
+    """The activation is a default argument, the same for all hosts of the class; the constructor ends in eval mode."""
+
+    def __init__(self, act=_ELU):
+        super().__init__()
+        self.act = act
+        self.eval()
+
+
+class Aliases(Plain):
+    """Every stage hangs under three names, and two layers share a weight."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.encoder = nn.ModuleList([self.enc0, self.enc1, self.enc2])
+        self.levels = nn.ModuleDict({"fine": self.enc0, "middle": self.enc1, "coarse": self.enc2})
+        self.mix, self.again = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+        self.again.weight = self.mix.weight
+
+    def forward(self, *planes):
+        feature = Down.forward(self, torch.cat(planes, 1))
+        return self.up(feature + self.again(F.elu(self.mix(feature))))
+
+
+class Sliced(nn.Module):
+    """One sequence of layers, run in slices and one by one: the sequence itself is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(*Down(4).children(), Up())
+
+    def forward(self, x):
+        x = self.net[:2](x)
+        for layer in self.net[2:]:
+            x = layer(x)
+        return x
+
+
+class PooledNorm(Plain):
+    """Weighs its channels by batch-normalised 1 x 1 maps: a batch of one fails in training."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), nn.Sigmoid())
+
+    def forward(self, *planes):
+        feature = Down.forward(self, torch.cat(planes, 1))
+        return self.up(feature * self.gate(feature))
+
+
+class MaskUpdater(PartialBlock):
+    """A partial convolution with a kernel that is a plain tensor, which ``.to()`` misses, and the last mask kept."""
+
+    def __init__(self, inputs, outputs, stride=1):
+        super().__init__(inputs, outputs, stride)
+        self.ones, self.reach = torch.ones(1, 1, 3, 3), None
+
+    def forward(self, pair):
+        feature, known = pair
+        self.ones = self.ones.to(known)
+        self.reach = F.conv2d(known[:, :1], self.ones, stride=self.stride, padding=1).clamp(0, 1)
+        feature = F.leaky_relu(self.conv(feature * known), 0.1)
+        return feature, self.reach.expand(-1, self.conv.out_channels, -1, -1)
+
+
+def _rebuild(kind, arguments, state):
+    module = kind(*arguments)
+    vars(module).update(state)
+    return module
+
+
+class Rebuilt(Plain):
+    """Copies and pickles run the constructor again, which draws random numbers (MAT)."""
+
+    def __init__(self, inputs=4):
+        super().__init__(inputs)
+        self.inputs = inputs
+
+    def __reduce__(self):
+        return _rebuild, (type(self), (self.inputs,), vars(self))
 
 
 class HookSpectralNorm(Plain):

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from hosts import conventions, outputs, states
+from hosts import attentive, conventions, outputs, states
 from hosts.base import Plain
 
 __all__ = ["ZOO", "ZOO_NAMES", "ToyHost"]
@@ -25,6 +25,7 @@ class ToyHost:
         convention: Key of :data:`hosts.conventions.CALLS`.
         stages: Labels of its encoder's stages as a plan should name them.
         index: Where the restored image is in the output.
+        attention: Labels of the attention layers that a plan should tap.
     """
 
     trait: str
@@ -32,6 +33,10 @@ class ToyHost:
     convention: str = "cat"
     stages: tuple[str, ...] = _ENCODER
     index: tuple = ()
+    attention: tuple[str, ...] = ()
+
+    size = 32
+    """Side of the images that it is tried on."""
 
     def build(self, seed=0):
         """Build with fixed weights, whatever the random state; the state is as before afterwards."""
@@ -69,6 +74,13 @@ ZOO = {
     "bytes": ToyHost("image and mask in 0..255", Plain, "bytes"),
     "bgr": ToyHost("channels reversed", Plain, "bgr"),
     "white_holes": ToyHost("holes painted white, no mask", partial(Plain, 3), "white"),
+    "mean_holes": ToyHost("holes painted with the mean of ImageNet, in [0, 1]", Plain, "mean"),
+    "mask_by_method": ToyHost(
+        "a network that is told the mask by a method",
+        conventions.MaskSetter,
+        "separate",
+        tuple(f"net.{name}" for name in _ENCODER),
+    ),
     "bool_mask": ToyHost("mask as booleans", Plain, "bool_mask"),
     "half_mask": ToyHost("mask at half the resolution", conventions.Pooled, "half_mask"),
     "keywords": ToyHost("everything by keyword", conventions.Keywords, "keywords"),
@@ -78,6 +90,9 @@ ZOO = {
     "dict_output": ToyHost("returns a dict", outputs.DictOutput, index=("out",)),
     "dataclass_output": ToyHost("returns a dataclass", outputs.DataclassOutput, index=("sample",)),
     "returns_feature": ToyHost("returns (image, bottleneck)", outputs.ReturnsFeature, index=(0,)),
+    "fine_first": ToyHost("returns a list of scales, fine first", partial(outputs.Scales, False), index=(0,)),
+    "coarse_first": ToyHost("returns a list of scales, coarse first", partial(outputs.Scales, True), index=(1,)),
+    "pictured": ToyHost("returns a picture made by numpy", outputs.Pictured, index=(0,)),
     "two_stage": ToyHost(
         "coarse and fine network",
         outputs.CoarseFine,
@@ -92,6 +107,11 @@ ZOO = {
         outputs.NamedSkips,
         stages=tuple(f"{name}['feature']" for name in ("first", "second", "third")),
     ),
+    "skip_tuples": ToyHost(
+        "blocks put out (next resolution, skips)",
+        outputs.SkipTuples,
+        stages=("down.0[1][0]", "down.1[1][0]", "down.1[0]"),
+    ),
     "tokens": ToyHost("features are tokens (B, N, C)", outputs.Tokens, stages=("mix", "merge")),
     "nhwc": ToyHost("features are (B, H, W, C)", outputs.NHWC, stages=("layers.0", "layers.1")),
     # what they do to themselves
@@ -100,6 +120,18 @@ ZOO = {
     "shared_activation": ToyHost(
         "one activation for all stages", states.SharedActivation, stages=("act", "act (call 1)", "act (call 2)")
     ),
+    "default_activation": ToyHost(
+        "one activation for all hosts, born in eval mode",
+        states.DefaultActivation,
+        stages=("act", "act (call 1)", "act (call 2)"),
+    ),
+    "aliases": ToyHost("stages under three names, a shared weight", states.Aliases),
+    "sliced": ToyHost("slices its sequence of layers", states.Sliced, stages=("net.0", "net.1", "net.2")),
+    "pooled_norm": ToyHost("batch-normalises single pixels", states.PooledNorm),
+    "mask_updater": ToyHost(
+        "a kernel that is a plain tensor", partial(outputs.PartialConv, states.MaskUpdater), "rgb_known", _PAIRS, (0,)
+    ),
+    "rebuilt": ToyHost("copies run its constructor again", states.Rebuilt),
     "hook_spectral_norm": ToyHost("torch's spectral norm", states.HookSpectralNorm),
     "data_spectral_norm": ToyHost("power iteration through .data", states.DataSpectralNorm),
     "cached_tensor": ToyHost("keeps a non-leaf tensor", states.CachedTensor),
@@ -111,5 +143,12 @@ ZOO = {
         states.Recurrent,
         stages=("down.enc0 (call 2)", "down.enc1 (call 2)", "down.enc2 (call 2)"),
     ),
+    # how they attend
+    "root_attention": ToyHost("rows in a method of the root", attentive.RootMethod, attention=("",)),
+    "softmax_module": ToyHost("rows put out by a submodule", attentive.SoftmaxModule, attention=("",)),
+    "returned_rows": ToyHost("rows returned beside the feature", attentive.ReturnedRows, attention=("attention",)),
+    "fused_attention": ToyHost("fused attention to fewer keys", attentive.Fused, attention=("",)),
+    "multi_head": ToyHost("nn.MultiheadAttention", attentive.MultiHead, attention=("attention",)),
+    "linear_attention": ToyHost("softmax, but no rows", attentive.Linear),
 }
 ZOO_NAMES = tuple(ZOO)

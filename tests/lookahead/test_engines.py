@@ -197,3 +197,93 @@ def test_deformable_convolution_of_torchvision_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         gradient.square().sum().backward()
     assert lacks_double_backward(caught.value)
+
+
+# -- finite differences, by what is asked of the problem ---------------------------------------------------------------
+
+
+class Asked:
+    """A problem in one encoder weight and one of the head, which notes at which theta the distillation is asked for."""
+
+    def __init__(self, length, slope=1.0):
+        self.theta = {"encoder": torch.full((4,), length / 2, dtype=torch.float64), "head": torch.ones(3).double()}
+        self.slope = slope
+        self.seen = []
+
+    def distillation(self, theta, meta, anchor=None):
+        self.seen.append((theta, anchor))
+        return (meta["rho"] * theta["encoder"].pow(3)).sum() + theta["encoder"].sum() * 0.1, "the first"
+
+    def inpainting(self, theta):
+        direction = torch.tensor([1.0, 2.0, 2.0, 4.0], dtype=torch.float64)
+        return self.slope * (theta["encoder"] * direction).sum() + (theta["head"] * 7).sum()
+
+
+@pytest.mark.parametrize(("length", "displaced"), [(1e-3, 1e-3), (1.0, 1e-3), (60.0, 1e-3), (200.0, 3e-3), (1e4, 0.15)])
+@pytest.mark.parametrize("slope", [1.0, 1e-6, 1e6])
+def test_theta_is_displaced_by_a_fixed_length_or_a_fixed_part_of_its_own_whatever_the_gradient(
+    length, displaced, slope
+):
+    problem = Asked(length, slope)
+    meta = {"rho": torch.tensor(0.5, dtype=torch.float64)}
+    _, gradient = finite_difference(problem, problem.theta, meta, lr=1e-9)
+    (start, none), (ahead, first), (behind, second) = problem.seen
+    assert (none, first, second) == (None, "the first", "the first")
+    for moved, sign in ((ahead, 1), (behind, -1)):
+        step = (moved["encoder"] - start["encoder"]).detach()
+        assert float(step.norm()) == pytest.approx(displaced, rel=1e-4)
+        assert torch.equal(step.sign(), torch.full_like(step, sign))
+        assert torch.equal(moved["head"], start["head"]), "the distillation loss does not depend on it"
+    direction = slope * torch.tensor([1.0, 2.0, 2.0, 4.0], dtype=torch.float64)
+    e = displaced / float(direction.norm())
+    # The difference of a cubic: its derivative, and a third order that shows the displacement.
+    expected = -1e-9 * (3 * (length / 2) ** 2 * direction + e**2 * direction**3).sum()
+    torch.testing.assert_close(gradient["rho"], expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("zero", [0.0, None])
+def test_where_the_inpainting_loss_does_not_depend_on_what_is_distilled_the_gradient_is_zero(zero):
+    class Apart(Asked):
+        def inpainting(self, theta):
+            value = theta["head"].square().sum()
+            return value if zero is None else value + zero * theta["encoder"].sum()
+
+    problem = Apart(1.0)
+    meta = {"rho": torch.tensor(0.5).double(), "gamma": torch.ones(2, 3)}
+    objective, gradient = finite_difference(problem, problem.theta, meta, lr=0.1)
+    assert float(objective) == 3.0
+    assert not objective.requires_grad
+    assert list(gradient) == ["rho", "gamma"]
+    for name, value in meta.items():
+        assert gradient[name].dtype == value.dtype
+        assert torch.equal(gradient[name], torch.zeros_like(value))
+    assert len(problem.seen) == (1 if zero is None else 3), "nothing is computed for a gradient that is not there"
+
+
+@pytest.mark.parametrize("engine", [finite_difference, unroll])
+def test_a_distillation_loss_without_meta_networks_in_it_gives_them_zeros(engine):
+    class Without(Asked):
+        def distillation(self, theta, meta, anchor=None):
+            return theta["encoder"].square().sum(), None
+
+    problem = Without(2.0)
+    meta = {"rho": torch.tensor(0.5).double()}
+    objective, gradient = engine(problem, problem.theta, meta, lr=0.25)
+    # One step of gradient descent on the sum of squares halves the encoder's ones; the head stays.
+    assert float(objective) == pytest.approx(0.5 * 9 + 3 * 7)
+    assert torch.equal(gradient["rho"], torch.zeros((), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("steps", "left"), [(1, 0.5), (2, 0.25), (3, 0.125)])
+def test_unroll_takes_as_many_steps_as_asked_and_leaves_what_the_loss_does_not_reach(steps, left):
+    class Squares(Asked):
+        def distillation(self, theta, meta, anchor=None):
+            return meta["rho"] * theta["encoder"].square().sum(), None
+
+    problem = Squares(2.0)
+    meta = {"rho": torch.tensor(1.0).double()}
+    objective, gradient = unroll(problem, problem.theta, meta, lr=0.25, steps=steps)
+    assert float(objective) == pytest.approx(left * 9 + 3 * 7)
+    # d/drho of 9 * (1 - rho / 2) ** steps at rho = 1
+    assert float(gradient["rho"]) == pytest.approx(-9 * steps * 0.5**steps)
+    assert not objective.requires_grad

@@ -105,7 +105,7 @@ def pose(toy, host, distiller, seeds=(1, 2)):
     for seed in seeds:
         image, mask = batch(seed)
         toy.call(host, image, mask)
-        call = distiller._call
+        call = distiller._forwards.last.call
         distiller.loss(image, mask)
         kept.append(Batch.copy(call, image, mask))
     with distiller.paused():
@@ -357,6 +357,21 @@ def test_the_engines_agree(toy):
     torch.testing.assert_close(near, exact_value)
     assert cosine(gradient, exact) > 0.999
     assert 0.98 < flat(gradient).norm() / flat(exact).norm() < 1.02
+
+
+@pytest.mark.parametrize("name", ["separate", "aliases"])
+def test_a_look_ahead_moves_a_weight_wherever_it_is_used(name):
+    toy = ZOO[name]
+    host, _, distiller = start(toy)
+    problem = pose(toy, host, distiller)
+    moved = copy.deepcopy(host)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.mul_(0.5)
+    theta = {key: each.detach() * 0.5 if key.startswith("host.") else each for key, each in problem.theta().items()}
+    image, mask = problem.second.image, problem.second.mask
+    assert torch.equal(problem._forward(theta, problem.second), toy.call(moved, image, mask))
+    assert all(parameter.requires_grad for parameter in host.parameters())
 
 
 class Smooth(Plain):

@@ -397,6 +397,7 @@ def test_many_windows_equal_one_by_one_and_are_computed_together(chunk, monkeypa
     assert len(calls) <= 4
 
 
+@pytest.mark.usefixtures("passes")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_inputs_are_computed_in_float32_whatever_the_autocast(dtype):
     student, teacher, hole = qk(dtype=dtype), qk(seed=5, dtype=dtype), some_hole(2, 6)
@@ -501,3 +502,17 @@ def test_an_unknown_distance_is_named_with_the_choices():
 def test_maps_that_do_not_fit_are_refused(student, teacher, hole, weight, error, text):
     with pytest.raises(error, match=text):
         attention_distance(student, teacher, hole, weight)
+
+
+@pytest.mark.usefixtures("passes")
+@pytest.mark.parametrize("seed", range(20))
+def test_between_almost_equal_rows_the_divergence_is_not_negative_and_keeps_its_gradient(seed):
+    teacher = qk(queries=20, keys=20, seed=seed, dtype=torch.float32)
+    query = (teacher.query + 1e-5 * draw(2, 3, 20, 4, seed=seed + 7).float()).requires_grad_()
+    student, hole = AttentionMap(query=query, key=teacher.key, scale=0.7), some_hole(2, 20)
+    value = attention_distance(student, teacher, hole, distance="kl")
+    value.backward()
+    assert value >= 0
+    exact = AttentionMap(query=query.detach().double().requires_grad_(), key=teacher.key.double(), scale=0.7)
+    reference(exact, teacher, hole, distance="kl").backward()
+    assert F.cosine_similarity(query.grad.flatten().double(), exact.query.grad.flatten(), dim=0) > 0.99

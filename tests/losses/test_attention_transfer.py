@@ -271,3 +271,85 @@ def test_an_empty_list_of_layers_makes_no_term():
         distiller = inpaint_distill.attach(host, config=FIXED, attention=attention)
         toy.call(host, *batch())
         assert list(distiller._terms) == expected
+
+
+# -- t on another grid, and layers that differ -------------------------------------------------------------------------
+
+
+def site(tokens, channels=5, **more):
+    return AttentionSite(name="mix", kind="softmax", queries=tokens, keys=tokens, channels=channels, **more)
+
+
+def some_rows(batch, queries, keys, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 1, queries, keys, generator=generator, dtype=torch.float64).softmax(-1)
+
+
+def with_t(own, other):
+    """Build the term with a t that is off its start."""
+    term = AttentionTransfer(AttentionConfig(weight=1.0), [own], [other], meta=("t",))
+    with torch.no_grad():
+        term.t[0].linear.weight.copy_(torch.linspace(-1, 1, 5)[None])
+    return term
+
+
+@pytest.mark.parametrize("teacher_grid", [(2, 4), (8, 16)])
+def test_a_t_of_other_tokens_is_interpolated_and_rows_are_laid_out_on_the_images_grids(teacher_grid):
+    """The image is 32 x 64, so that neither grid is a square."""
+    own_grid, count = (4, 8), teacher_grid[0] * teacher_grid[1]
+    own, other = some_rows(2, 32, 32), some_rows(2, count, count, seed=1)
+    entering = torch.randn(2, count, 5)
+    mask = torch.zeros(2, 1, 32, 64)
+    mask[0, :, 3:17, 5:40] = 1
+    mask[1, :, 20:31, 30:60] = 1
+    term = with_t(site(32), site(count))
+    found = term([AttentionMap(rows=own)], [AttentionMap(rows=other, entering=entering)], mask)
+    on_grid = term.t[0](entering).unflatten(1, teacher_grid)[:, None]
+    weights = F.interpolate(on_grid, own_grid, mode="bilinear", align_corners=False).flatten(1)
+    rows = F.interpolate(other[:, 0].mT.unflatten(2, teacher_grid), own_grid, mode="bilinear", align_corners=False)
+    rows = rows.flatten(2).mT.unflatten(2, teacher_grid)  # (B, Nq, rows and columns of the teacher's keys)
+    rows = rows.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4 if count < 32 else F.avg_pool2d(rows, 2) * 4
+    distances = (own[:, 0] - rows.flatten(2)).square().sum(-1)
+    inside = F.adaptive_max_pool2d(mask, own_grid).flatten(1) > 0
+    wanted = (weights * distances)[inside].mean()
+    torch.testing.assert_close(found.sum().double(), wanted.double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("entering", "channels"), [(None, 5), (torch.randn(2, 7, 5), 5), (torch.randn(2, 16, 5), 0)])
+def test_where_the_entering_feature_cannot_be_read_every_row_weighs_one_half(entering, channels):
+    own, other = some_rows(2, 16, 16), some_rows(2, 16, 16, seed=1)
+    mask = batch(0)[1]
+    term = AttentionTransfer(AttentionConfig(weight=1.0), [site(16)], [site(16, channels)], meta=("t",))
+    assert isinstance(term.t[0], TokenWeights if channels else nn.Identity)
+    found = term([AttentionMap(rows=own)], [AttentionMap(rows=other, entering=entering)], mask)
+    inside = F.adaptive_max_pool2d(mask, (4, 4)).flatten(1) > 0
+    wanted = 0.5 * (own[:, 0] - other[:, 0]).square().sum(-1)[inside].mean()
+    torch.testing.assert_close(found.sum().double(), wanted)
+
+
+def test_t_takes_no_gradient_from_what_enters_and_accepts_half_precision():
+    entering = torch.randn(2, 16, 5, dtype=torch.float16, requires_grad=True)
+    term = with_t(site(16), site(16))
+    own = some_rows(2, 16, 16).requires_grad_()
+    value = term([AttentionMap(rows=own)], [AttentionMap(rows=some_rows(2, 16, 16, 1), entering=entering)], batch(0)[1])
+    value.sum().backward()
+    assert entering.grad is None
+    assert own.grad.any()
+
+
+def test_every_layer_has_its_own_value_and_its_own_t():
+    sites = [site(16), site(64)]
+    term = AttentionTransfer(AttentionConfig(weight=1.0, distance="l1"), sites, sites, meta=("t",))
+    own = [AttentionMap(rows=some_rows(2, count, count)) for count in (16, 64)]
+    other = [AttentionMap(rows=some_rows(2, count, count, 1), entering=torch.randn(2, count, 5)) for count in (16, 64)]
+    with torch.no_grad():
+        term.t[1].linear.bias.fill_(1.0)
+    mask = batch(0)[1]
+    found = term(own, other, mask)
+    for value, grid, weight, a, b in zip(
+        found, ((4, 4), (8, 8)), (0.5, torch.sigmoid(torch.tensor(1.0).double())), own, other, strict=True
+    ):
+        inside = F.adaptive_max_pool2d(mask, grid).flatten(1) > 0
+        wanted = weight * (a.rows[:, 0] - b.rows[:, 0]).abs().sum(-1)[inside].mean()
+        torch.testing.assert_close(value.double(), wanted, rtol=1e-6, atol=0)
+    assert len(AttentionTransfer(AttentionConfig(), sites, sites).t) == 0

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inpaint_distill.losses.functional import hole_weight, masked_distance, normalize
+from inpaint_distill.losses.functional import channel_moments, hole_weight, masked_distance, normalize
 from inpaint_distill.losses.schedule import schedule
 
 
@@ -155,6 +155,23 @@ def test_layer_normalisation_is_per_pixel_over_the_channels():
                 torch.testing.assert_close(found[b, :, y, x], (column - mean) / math.sqrt(variance + 1e-5))
 
 
+def test_channel_normalisation_is_by_the_references_moments_with_a_tenth_of_the_mean_variance_as_floor():
+    feature, reference = tensors(2, 3, 4, 4), tensors(3, 3, 5, 2, seed=1) * torch.tensor([1.0, 5.0, 0.1]).view(3, 1, 1)
+    mean = reference.mean((0, 2, 3)).view(1, 3, 1, 1)
+    variance = (reference - mean).square().mean((0, 2, 3)).view(1, 3, 1, 1)
+    wanted = (feature - mean) / (variance + 0.1 * variance.sum() / 3).sqrt()
+    torch.testing.assert_close(normalize(feature, reference, "channel"), wanted)
+    found = channel_moments(reference)
+    torch.testing.assert_close(found, (variance, mean))
+    known = (torch.full_like(variance, 4.0), torch.ones_like(mean))
+    torch.testing.assert_close(normalize(feature, reference, "channel", known), (feature - 1) / 4.4**0.5)
+
+
+def test_moments_and_normalised_references_hold_no_graph():
+    reference = tensors(2, 3, 4, 4).requires_grad_()
+    assert not any(each.requires_grad for each in channel_moments(reference))
+
+
 # -- schedule ----------------------------------------------------------------------------------------------------------
 
 
@@ -177,3 +194,23 @@ def test_a_decayed_schedule_is_exactly_zero_at_its_end_and_after():
     assert schedule(20, 0, (10, 20)) == 0
     assert schedule(999, 5, (10, 20)) == 0
     assert schedule(19, 0, (10, 20)) > 0
+
+
+@pytest.mark.parametrize(
+    ("warmup", "decay", "wanted"),
+    [
+        (0, None, [1, 1, 1, 1, 1, 1]),
+        (1, None, [1, 1, 1, 1, 1, 1]),
+        (4, None, [0.25, 0.5, 0.75, 1, 1, 1]),
+        (0, (1, 3), [1, 1, 0.5, 0, 0, 0]),
+        (4, (0, 4), [0.25, 0.5 * (0.5 + 0.5**1.5), 0.375, 0.5 - 0.5**1.5, 0, 0]),
+    ],
+)
+def test_warm_up_and_decay_begin_and_end_at_their_own_steps(warmup, decay, wanted):
+    assert [schedule(step, warmup, decay) for step in range(6)] == pytest.approx(wanted)
+
+
+def test_a_mask_of_integers_has_shares_too():
+    mask = torch.tensor([[1, 0], [1, 1]]).view(1, 1, 2, 2)
+    assert hole_weight(mask, (1, 1)).item() == 0.75
+    assert hole_weight(mask, (1, 2)).flatten().tolist() == [1.0, 0.5]

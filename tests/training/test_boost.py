@@ -166,7 +166,7 @@ def test_workers_of_a_study_that_is_killed_save_and_end(tmp_path):
                     found.append(entry.parent)
         return [each for each in found if b"spawn_main" in (each / "cmdline").read_bytes()]
 
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     try:
         while time.monotonic() < deadline and not list(tmp_path.glob("out/runs/*.checkpoint")):
             time.sleep(0.2)
@@ -174,6 +174,7 @@ def test_workers_of_a_study_that_is_killed_save_and_end(tmp_path):
     finally:
         process.kill()
         process.wait(timeout=30)
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and workers():
         time.sleep(0.2)
     assert not workers()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from inpaint_distill.config import Config, LookaheadConfig, TermConfig
+from inpaint_distill.config import AttentionConfig, Config, LookaheadConfig, TermConfig
 from inpaint_distill.training.cost import step_cost
 from inpaint_distill.training.data import Batches, EvalSet, load_data
 from inpaint_distill.training.loop import Trainer, evaluate, mean_fill, reconstruction_loss, restore
@@ -57,7 +57,9 @@ def test_every_arm_starts_from_the_same_weights_and_sees_the_same_batches(data):
 
 
 def test_distillation_changes_the_weights_and_weight_zero_does_not(data):
-    off = dataclasses.replace(SETTINGS, distillation=Config(cross=TermConfig(weight=0.0), self_=TermConfig(weight=0.0)))
+    zero = TermConfig(weight=0.0)
+    nothing = Config(cross=zero, self_=zero, attention=AttentionConfig(weight=0.0))
+    off = dataclasses.replace(SETTINGS, distillation=nothing)
     trained = {}
     for name, arm, settings in (("bare", "bare", SETTINGS), ("on", "distilled", SETTINGS), ("off", "distilled", off)):
         trainer = Trainer(run_of(arm), settings, data)
