@@ -428,7 +428,7 @@ def growth(rounds: int) -> list[Row]:
         given = {"size": size, "batch": 2, "steps": 2}
         seconds = race({"bare": Arm(**given).warm(), "ours": Arm(plain, **given).warm()}, rounds)
         points["pixels"][size**2] = added(seconds, "bare") / 2
-    for stages in (1, 2, 4, 8):
+    for stages in (2, 3, 4, 6, 8):
         points["stages"][stages] = added(race(on_a_chain(stages, plain), 2 * rounds), "bare", "teacher")
     for tokens in (1024, 2304, 4096, 6400):
         tensors, hole = scene(tokens)
@@ -498,28 +498,43 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
     for group in GROUPS:
         if group.__name__ not in args.only:
             continue
-        for row in group(args.rounds):
-            rows.append({**dataclasses.asdict(row), "holds": row.holds})
+        rows = group(args.rounds)
+        for row in rows:
             floor = "" if row.floor is None else f"floor {row.floor:.3g}, "
             bound = "" if row.target is None else f"{'>=' if row.at_least else '<='} {row.target:.3g}"
-            print(f"{row.name:62} {row.value:8.3f}  {floor}{bound}  {'' if row.holds else 'MISSED'}", flush=True)
-    if args.out:
-        settings = {
-            "device": "cpu, 1 thread",
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-            "host": f"gated-conv, width {WIDTH}, {SIZE} px, batch {BATCH}, float32, Adam",
-            "rounds": args.rounds,
-            "torch": torch.__version__,
-            "inpaint_distill": inpaint_distill.__version__,
-            "python": platform.python_version(),
-        }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+            missed = "MISSED" if row.holds is False else ""
+            print(f"{row.name:62} {row.value:8.3f}  {floor}{bound}  {missed}", flush=True)
+        if args.out:
+            write(args.out, group.__name__, rows, args.rounds)
+
+
+def write(file: Path, group: str, rows: Sequence[Row], rounds: int) -> None:
+    """Put the rows of a group into a file, in place of those it had; the other groups' stay."""
+    settings = {
+        "device": "cpu, 1 thread",
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "host": f"gated-conv, width {WIDTH}, {SIZE} px, batch {BATCH}, float32, Adam",
+        "rounds": rounds,
+        "torch": torch.__version__,
+        "inpaint_distill": inpaint_distill.__version__,
+        "python": platform.python_version(),
+    }
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"settings": settings, "rows": []}
+    if kept["settings"] != settings:
+        raise SystemExit(f"{file} was measured with {kept['settings']}, this is {settings}: give another --out")
+    found = {name: [each for each in kept["rows"] if each["group"] == name] for name in map(_name, GROUPS)}
+    found[group] = [{"group": group, **dataclasses.asdict(row), "holds": row.holds} for row in rows]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    report = {"settings": settings, "rows": [each for name in found for each in found[name]]}
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _name(group: Callable[[int], list[Row]]) -> str:
+    return group.__name__
 
 
 if __name__ == "__main__":

@@ -42,8 +42,9 @@ for step, (image, mask) in enumerate(loader):
     if step % 4 == 0:
         accelerator.print(f"step {step}: host {host_loss:.4f}, distillation {distiller.log['loss']:.4f}")
 
-distiller.detach()
+host = accelerator.unwrap_model(distiller.detach())
 norm = torch.nn.utils.parameters_to_vector(host.parameters()).detach().norm()
 for process, each in enumerate(accelerator.gather(norm.reshape(1))):
     accelerator.print(f"process {process}: parameters {each:.6f}")
+accelerator.wait_for_everyone()  # no process leaves while another still talks to it
 accelerator.end_training()

@@ -3,6 +3,7 @@
 import ast
 import configparser
 import importlib.util
+import os
 import subprocess
 import sys
 import zipfile
@@ -21,6 +22,10 @@ def options():
     return parser["options"]
 
 
+# Coverage would count the copy that the wheel holds as files of its own.
+UNCOUNTED = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS")}
+
+
 def python(script, *path, cwd=None):
     """Run a script that finds packages under ``path`` first and never by an editable install."""
     prelude = f"""
@@ -30,7 +35,11 @@ sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in getattr(f, '__
                     and 'editable' not in getattr(f, '__name__', '').lower()]
 """
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", prelude + script], capture_output=True, text=True, cwd=cwd or "/"
+        [sys.executable, "-W", "ignore", "-c", prelude + script],
+        capture_output=True,
+        text=True,
+        cwd=cwd or "/",
+        env=UNCOUNTED,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
