@@ -12,6 +12,7 @@ from typing import Any
 
 from hosts_page import BEGIN, END
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FixedLocator, FormatStrFormatter, NullLocator
 
 ROOT = Path(__file__).parents[1]
 HEADER = "| what | measured | floor | to reach | reached |\n|---|---|---|---|---|"
@@ -49,6 +50,11 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         y = [1000 * each for each in row["points"].values()]
         axes.loglog(x, y, "o-", label=f"measured, exponent {row['value']:.2f}")
         axes.loglog(x, [y[0] * each / x[0] for each in x], "--", color="0.6", label="linear")
+        for axis, ticks in ((axes.xaxis, x), (axes.yaxis, y)):
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%.0f"))
         axes.set_xlabel(row["name"].removeprefix("growth with ").partition(":")[0])
         axes.set_ylabel("ms")
         axes.set_title(row["note"], fontsize=8)
