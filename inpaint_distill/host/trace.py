@@ -174,10 +174,11 @@ def trace_call(host: nn.Module, call: HostCall) -> Trace:
 
 
 def trace_sizes(host: nn.Module, run: Callable[[tuple[int, int]], Any], size: tuple[int, int]) -> Trace:
-    """Trace the host on the first image size that it accepts: wider than high, twice as wide, as given.
+    """Trace the host on the first image size that it accepts: narrower or wider than high, twice as wide, as given.
 
-    A non-square map cannot be confused with an attention matrix, and shows its layout. Hosts that refuse
-    (positional tables, fixed windows) are traced on the size given.
+    A non-square map cannot be confused with an attention matrix, and shows its layout. The sides are as 4 to 3 or
+    2 to 3, so that no map of a power of two of channels looks alike in two layouts; the narrower one is cheaper, and
+    wide enough down to stride 64. Hosts that refuse (positional tables, fixed windows) are traced on the size given.
 
     Args:
         host: The model.
@@ -188,10 +189,11 @@ def trace_sizes(host: nn.Module, run: Callable[[tuple[int, int]], Any], size: tu
         PlanError: The host does not run on ``size`` either.
     """
     height, width = size
-    for wide in ((height, width * 3 // 2), (height, width * 2)) if height == width else ():
+    widths = ([width * 3 // 4] if width % 256 == 0 else []) + [width * 3 // 2, width * 2]
+    for other in [(height, each) for each in widths] if height == width else ():
         # Whatever a foreign forward raises on this size means "not this size".
         with suppress(Exception):
-            return trace_forward(host, partial(run, wide), wide, size)
+            return trace_forward(host, partial(run, other), other, size)
     try:
         return trace_forward(host, partial(run, size), size)
     except Exception as error:

@@ -81,13 +81,20 @@ class Strict(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [((), (16, 24)), (((16, 32), (16, 16)), (16, 32)), (((16, 16),), (16, 16))],
+    ("side", "sizes", "expected"),
+    [
+        (16, (), (16, 24)),
+        (16, ((16, 32), (16, 16)), (16, 32)),
+        (16, ((16, 16),), (16, 16)),
+        (256, (), (256, 192)),  # a large host costs less than one of its own forwards
+        (256, ((256, 384), (256, 256)), (256, 384)),
+        (320, (), (320, 480)),  # 240 is no multiple of 64
+    ],
 )
-def test_a_host_is_traced_on_the_first_size_it_accepts(sizes, expected):
+def test_a_host_is_traced_on_the_first_size_it_accepts(side, sizes, expected):
     host = Strict(*sizes)
-    call = HostCall((torch.zeros(1, 3, 16, 16),), {"mask": torch.zeros(1, 1, 8, 8, dtype=torch.bool)})
-    assert trace_call(host, call).image_size == expected
+    half = torch.zeros(1, 1, side // 2, side // 2, dtype=torch.bool)
+    assert trace_call(host, HostCall((torch.zeros(1, 3, side, side),), {"mask": half})).image_size == expected
 
 
 def test_an_image_that_is_not_square_is_traced_as_it_is():
