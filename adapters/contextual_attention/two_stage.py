@@ -82,10 +82,10 @@ class RefineNet(nn.Module):
 
     def forward(self, x: Tensor, hole: Tensor) -> Tensor:
         """Map (B, 5, H, W) and the hole (B, 1, H, W) to an image (B, 3, H, W)."""
-        # The convolution branch comes first: a forward that is run for its stages alone can stop there.
-        seen = self.dilated(self.encoder(x))
+        # The stages first, then the attention: a forward that is run for them alone can stop there.
+        encoded = self.encoder(x)
         copied = self.attention_head(self.attention(self.attention_encoder(x), hole))
-        image: Tensor = self.decoder(torch.cat([seen, copied], dim=1))
+        image: Tensor = self.decoder(torch.cat([self.dilated(encoded), copied], dim=1))
         return image
 
 

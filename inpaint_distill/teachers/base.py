@@ -10,6 +10,7 @@ from torch import nn
 
 from inpaint_distill.host.guard import copy_module, forked_rng
 from inpaint_distill.host.watch import Watch
+from inpaint_distill.teachers.unneeded import leave_out, put_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -88,11 +89,16 @@ class Teacher(ABC):
 class CopyTeacher(Teacher):
     """A teacher of the host's own architecture, run by the host's own call.
 
-    Its forward ends at the last tap: what the host would do with the features is not computed.
+    Its forward ends at the last tap: what the host would do with the features is not computed. Nor is what they do not
+    depend on, such as a coarse network whose result goes into a hole that is empty.
+
+    Attributes:
+        left_out: Names of the modules that are not run.
     """
 
     module: nn.Module
     watch: Watch | None = None
+    left_out: Sequence[str] = ()
 
     def bind(self, host: nn.Module) -> None:
         """Copy the host, with its weights; the copy is in eval mode and takes no gradient."""
@@ -107,6 +113,25 @@ class CopyTeacher(Teacher):
         self.watch = Watch(self.module, stages, sites, logits=True)
         self.sites = self.watch.sites
         return self.watch.stages
+
+    def prepare(self, recipe: Recipe, call: HostCall, image: Tensor) -> None:
+        """Leave out of the copy's forward what its features on the complete image do not depend on."""
+        if self.watch is None:
+            raise RuntimeError("the teacher has not been planned")
+        stages, sites, size = self.watch.stages, self.watch.sites, (image.shape[2], image.shape[3])
+
+        def views(module: nn.Module) -> Views:
+            watch = Watch(module, stages, sites, logits=True)
+            with torch.no_grad(), forked_rng(image.device):
+                try:
+                    return watch.run(lambda: call.run(module), size)
+                finally:
+                    watch.remove()
+
+        with forked_rng(image.device):
+            self.left_out = leave_out(
+                self.module, [*(each.name for each in stages), *(each.name for each in sites)], views
+            )
 
     def views(self, call: HostCall, image: Tensor) -> Views:
         """Run the copy up to its last tap; the random state is as before afterwards."""
@@ -128,9 +153,12 @@ class CopyTeacher(Teacher):
         self.module.load_state_dict(tensors)
 
     def release(self) -> None:
-        """Take the taps off."""
+        """Take the taps off, and run again what was left out."""
         if self.watch is not None:
             self.watch.remove()
+        if self.left_out:
+            put_back(self.module, self.left_out)
+        self.left_out = ()
 
 
 def running_statistics(module: nn.Module) -> Iterator[Tensor]:

@@ -173,15 +173,16 @@ class FrozenTeacher(_ReconstructionTeacher):
     def prepare(self, recipe: Recipe, call: HostCall, image: Tensor) -> None:
         """Train the copy, unless it came from a saved state."""
         super().prepare(recipe, call, image)
-        if self.trained_steps >= self.steps:
-            return
-        with forked_rng(image.device):
-            batches = self._batches(image)
-            for _ in range(self.steps - self.trained_steps):
-                batch = next(batches).to(image)
-                self.errors.append(self.train_step(recipe.apply(_with_batch(call, image, len(batch)), batch), batch))
-        self.trained_steps = self.steps
-        self.measure(call, image)
+        if self.trained_steps < self.steps:
+            with forked_rng(image.device):
+                batches = self._batches(image)
+                for _ in range(self.steps - self.trained_steps):
+                    batch = next(batches).to(image)
+                    own = recipe.apply(_with_batch(call, image, len(batch)), batch)
+                    self.errors.append(self.train_step(own, batch))
+            self.trained_steps = self.steps
+            self.measure(call, image)
+        CopyTeacher.prepare(self, recipe, call, image)  # it is run for its features alone from now on
 
     def _batches(self, image: Tensor) -> Iterator[Tensor]:
         """Yield batches without end, of the image's size."""
