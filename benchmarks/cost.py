@@ -166,7 +166,7 @@ def flops(call: Callable[[], object]) -> int:
 
 
 def teacher_flops(arm: Arm) -> int:
-    """Count those of the teacher's forward on the complete image, which ends at the last tap."""
+    """Count those of the teacher's forward on the complete image, up to the last tap and without what is left out."""
     teacher = arm.distiller._teacher
     call = arm.distiller._recipe.apply(ADAPTER.convention(arm.host).pack(arm.image, arm.mask), arm.image)
     return flops(lambda: teacher.look(call, arm.image) if hasattr(teacher, "look") else teacher.views(call, arm.image))
@@ -224,7 +224,7 @@ def teachers(rounds: int) -> list[Row]:
     floor = 1 + teacher_flops(arms["ema"]) / bare
     seconds = race(arms, rounds)
     target = min(1.05 * floor, 1.30)
-    counted = "floor: FLOPs of the teacher up to its last tap; "
+    counted = "floor: FLOPs of the teacher's forward; "
     rows = [
         Row(f"{name} teacher, CD + SD / bare step", ratio(seconds, name), target, floor, note=counted + why)
         for name, why in (
@@ -285,13 +285,19 @@ def lookahead(rounds: int) -> list[Row]:
 def attention(rounds: int) -> list[Row]:
     """Attention transfer in a step at 1,024 tokens, and alone at 4,096."""
     plain = dataclasses.replace(TERMS, balance="none")
-    given = {"size": 256, "batch": 1, "steps": 1}
-    arms = {
-        "without": Arm(plain, **given).warm(),
-        "with": Arm(dataclasses.replace(plain, attention=AttentionConfig()), **given).warm(),
-    }
-    seconds = race(arms, 2 * rounds)
-    rows = [Row("attention transfer at 1,024 tokens: step with / without", ratio(seconds, "with", "without"), 1.05)]
+    rows = []
+    for stages, note in (
+        (None, "the default stages: the teacher also has to run the attention's own encoder"),
+        ([f"refine.attention_encoder.{index}" for index in range(3)], "stages of the attention's own encoder"),
+    ):
+        given = {"size": 256, "batch": 1, "steps": 1, "stages": stages, "attention": ["refine.attention"]}
+        arms = {
+            "without": Arm(plain, **{**given, "attention": []}).warm(),
+            "with": Arm(dataclasses.replace(plain, attention=AttentionConfig()), **given).warm(),
+        }
+        floor = 1 + (teacher_flops(arms["with"]) - teacher_flops(arms["without"])) / flops(arms["without"].step)
+        name, value = "attention transfer at 1,024 tokens: step with / without", race(arms, 2 * rounds)
+        rows.append(Row(name, ratio(value, "with", "without"), 1.05, floor, note=f"{note}; floor: its FLOPs"))
     tensors, hole = scene(4096)
     own = ours(None)
     kept = saved_bytes(dense_all, tensors, hole, "l2") / saved_bytes(own, tensors, hole, "l2")
