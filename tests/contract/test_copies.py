@@ -55,11 +55,11 @@ def run(toy, make=lambda host, moment: None, config=None):
     torch.manual_seed(1)
     host = toy.build()
     optimizer = make_optimizer(host)
-    distiller = None if config is None else inpaint_distill.attach(host, optimizer, config=config)
+    distiller = None if config is None else inpaint_distill.attach(host, optimizer, config=config, **toy.given)
     make(host, BEFORE)
-    losses = train(toy, host, optimizer, batches(1, size=toy.size), distiller)
+    losses = train(toy, host, optimizer, batches(1, **toy.images), distiller)
     make(host, AFTER)
-    image, mask = batch(1, size=toy.size)
+    image, mask = batch(1, **toy.images)
     losses.append(reconstruct(toy, host, image, mask))
     make(host, PENDING)
     if distiller is not None:
@@ -94,7 +94,7 @@ def forward(toy, host):
     """Run a host in training mode from a fixed random state, on the batch whose loss will be asked for."""
     host.train()
     torch.manual_seed(3)
-    return toy.select(toy.call(host, *batch(1, size=toy.size)))
+    return toy.select(toy.call(host, *batch(1, **toy.images)))
 
 
 def hooks_of(host):

@@ -48,9 +48,9 @@ def test_ten_distillers_one_after_the_other_leave_no_hook(toy):
     handle = next(host.children()).register_forward_hook(lambda *_: None)  # the user's own
     before, counted = footprint(host), hooks(host, optimizer)
     for number in range(10):
-        with inpaint_distill.attach(host, optimizer, config=QUICK):
+        with inpaint_distill.attach(host, optimizer, config=QUICK, **toy.given):
             if number in (0, 9):
-                toy.call(host, *batch(size=toy.size))
+                toy.call(host, *batch(**toy.images))
         assert hooks(host, optimizer) == counted
     assert {name: kind for name, (kind, _) in footprint(host).items()} == {n: kind for n, (kind, _) in before.items()}
     handle.remove()
@@ -98,7 +98,7 @@ def test_five_hundred_steps_leave_no_hook_no_tensor_and_no_memory(run):
     host = toy.build()
     optimizer = make_optimizer(host)
     distiller = inpaint_distill.attach(host, optimizer, config={"warmup": 10, **config})
-    data = batches(4, size=toy.size)
+    data = batches(4, **toy.images)
     counted = []
     for step in range(500):
         image, mask = data[step % 4]

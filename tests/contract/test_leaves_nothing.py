@@ -26,15 +26,15 @@ def test_zero_weights_train_bit_identically_to_the_bare_host(toy):
         torch.manual_seed(1)
         host = toy.build()
         optimizer = make_optimizer(host)
-        distiller = inpaint_distill.attach(host, optimizer, config=OFF) if attached else None
-        losses = train(toy, host, optimizer, batches(3, size=toy.size), distiller)
+        distiller = inpaint_distill.attach(host, optimizer, config=OFF, **toy.given) if attached else None
+        losses = train(toy, host, optimizer, batches(3, **toy.images), distiller)
         runs.append((state_of(host, optimizer), losses))
     assert same(runs[0], runs[1])
 
 
 @pytest.mark.parametrize("toy", EVERY_TOY)
 def test_a_dry_run_changes_nothing_of_the_training_after_it(toy):
-    image, mask = batch(size=toy.size)
+    image, mask = batch(**toy.images)
     runs = []
     for attached in (False, True):
         torch.manual_seed(1)
@@ -42,19 +42,19 @@ def test_a_dry_run_changes_nothing_of_the_training_after_it(toy):
         optimizer = make_optimizer(host)
         if attached:
             with suppress(PlanError):  # of some hosts nobody can guess the call
-                inpaint_distill.plan(host, image, mask)
-        train(toy, host, optimizer, batches(2, size=toy.size))
+                inpaint_distill.plan(host, image, mask, adapter=toy.adapter)
+        train(toy, host, optimizer, batches(2, **toy.images))
         runs.append(state_of(host, optimizer))
     assert same(runs[0], runs[1])
 
 
 @pytest.mark.parametrize("toy", EVERY_TOY)
 def test_the_forward_is_the_same_while_it_is_watched(toy):
-    image, mask = batch(size=toy.size)
+    image, mask = batch(**toy.images)
     outputs = []
     for attached in (False, True):
         host = toy.build()
-        distiller = inpaint_distill.attach(host, config=COUNTS) if attached else None
+        distiller = inpaint_distill.attach(host, config=COUNTS, **toy.given) if attached else None
         torch.manual_seed(5)
         outputs.append(toy.select(toy.call(host, image, mask)).detach().clone())
         if distiller:
@@ -67,8 +67,8 @@ def test_the_forward_is_the_same_while_it_is_watched(toy):
 @pytest.mark.parametrize("toy", EVERY_TOY)
 def test_the_loss_alone_reaches_the_layers_up_to_every_tapped_stage(toy):
     host = toy.build()
-    distiller = inpaint_distill.attach(host, config=COUNTS)
-    image, mask = batch(size=toy.size)
+    distiller = inpaint_distill.attach(host, config=COUNTS, **toy.given)
+    image, mask = batch(**toy.images)
     toy.call(host, image, mask)
     distiller.loss(image, mask).backward()
     modules = dict(host.named_modules())
@@ -82,9 +82,9 @@ def test_the_loss_alone_reaches_the_layers_up_to_every_tapped_stage(toy):
 def test_the_dry_run_shows_the_stages_that_attach_taps(name):
     toy = EVERY_HOST[name]
     host = toy.build()
-    image, mask = batch(size=toy.size)
-    shown = inpaint_distill.plan(host, image, mask)
-    with inpaint_distill.attach(host, image=image, mask=mask) as distiller:
+    image, mask = batch(**toy.images)
+    shown = inpaint_distill.plan(host, image, mask, adapter=toy.adapter)
+    with inpaint_distill.attach(host, image=image, mask=mask, **toy.given) as distiller:
         assert shown.stages == distiller.plan.stages
 
 
@@ -125,8 +125,8 @@ def train_and_note(toy, config):
     optimizer = make_optimizer(host)
     before = footprint(host)
     alive = [dict(vars(part)) for part in host.modules()]  # no new object may get the identity of an old one
-    distiller = None if config is None else inpaint_distill.attach(host, optimizer, config=config)
-    losses = train(toy, host, optimizer, batches(3, size=toy.size), distiller)
+    distiller = None if config is None else inpaint_distill.attach(host, optimizer, config=config, **toy.given)
+    losses = train(toy, host, optimizer, batches(3, **toy.images), distiller)
     assert all(torch.isfinite(loss) for loss in losses)
     if distiller is not None:
         assert distiller.plan is not None
@@ -152,5 +152,5 @@ def run(toy, host, training):
     host.train(training)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        output = toy.select(toy.call(host, *batch(9, size=toy.size))).detach().clone()
+        output = toy.select(toy.call(host, *batch(9, **toy.images))).detach().clone()
         return output, copy.deepcopy(host.state_dict()), torch.get_rng_state()

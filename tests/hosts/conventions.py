@@ -2,7 +2,7 @@
 
 import torch
 
-from hosts.base import Plain
+from hosts.base import WIDTHS, Plain
 
 __all__ = ["CALLS", "Keywords", "MaskByMethod", "MaskSetter", "MasksItself", "Nested", "Pooled"]
 
@@ -70,6 +70,11 @@ def _rgb_known(host, image, mask):
     return host(image * known, known)
 
 
+def _with_words(host, image, mask):
+    words = torch.linspace(-1, 1, 5 * WIDTHS[1]).view(1, 5, WIDTHS[1])
+    return host(torch.cat([image * (1 - mask), mask], 1), words.repeat(len(image), 1, 1))
+
+
 CALLS = {
     "cat": lambda host, image, mask: host(torch.cat([image * (1 - mask), mask], 1)),
     "cat_known": lambda host, image, mask: host(torch.cat([image * (1 - mask), 1 - mask], 1)),
@@ -91,6 +96,7 @@ CALLS = {
     "white": lambda host, image, mask: host(image * (1 - mask) + mask),
     "bool_mask": lambda host, image, mask: host(image * (1 - mask), (mask > 0.5)),
     "half_mask": lambda host, image, mask: host(image * (1 - mask), torch.nn.functional.max_pool2d(mask, 2)),
+    "words": _with_words,
     "keywords": lambda host, image, mask: host(picture=image * (1 - mask), holes=mask, mode="train"),
     "nested": lambda host, image, mask: host(
         {"pixels": (image * (1 - mask), mask), "step": torch.zeros(len(image), dtype=torch.long)}

@@ -142,7 +142,7 @@ class Host(nn.Module):
         elif isinstance(planes[0], dict):
             planes = planes[0]["pixels"]
         size = planes[0].shape[2:]
-        planes = [F.interpolate(plane.float(), size) for plane in planes]
+        planes = [F.interpolate(plane.float(), size) for plane in planes if plane.ndim == 4]  # not words
         if self.recipe.convention == "whole":
             planes[0] = planes[0] * (1 - planes[1])
         planes = torch.cat(planes, 1)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from hosts.adapted import ADAPTED
 from hosts.zoo import ZOO, ToyHost
 from inpaint_distill import adapters
 
@@ -74,12 +75,25 @@ class FamilyHost(ToyHost):
         """Side of the smallest square image that it takes."""
         return min(height for height, width in FAMILIES[self.trait].sizes if height == width)
 
+    @property
+    def channels(self):
+        return FAMILIES[self.trait].channels
+
+    @property
+    def given(self):
+        """Leave nothing out but a loss on what is no restored image."""
+        return {} if adapters.get(self.trait).restores else {"inpainting_loss": _of_noise}
+
+
+def _of_noise(output, image, mask):
+    return (output.sample - image).abs().mean()
+
 
 def _host(name):
     return FamilyHost(name, lambda: adapters.get(name).build(**FAMILIES[name].kwargs).train())
 
 
-EVERY_HOST = {**ZOO, **{name: _host(name) for name, family in FAMILIES.items() if family.channels == 3}}
+EVERY_HOST = {**ZOO, **ADAPTED, **{name: _host(name) for name in FAMILIES}}
 
 # For what is too slow to be tried on every host: one for each way to pass a mask, to put a feature out, to hold state.
 SAMPLE = (

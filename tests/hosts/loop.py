@@ -9,10 +9,10 @@ from torch.nn import functional as F
 __all__ = ["batch", "batches", "footprint", "make_optimizer", "reconstruct", "same", "state_of", "train"]
 
 
-def batch(seed=0, count=2, size=32):
+def batch(seed=0, count=2, size=32, channels=3):
     """Make images (count, 3, size, size) in [-1, 1] of coarse and fine noise, and one rectangular hole in each."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, 3, 5, 5, generator=generator) * 2 - 1
+    coarse = torch.rand(count, channels, 5, 5, generator=generator) * 2 - 1
     image = F.interpolate(coarse, (size, size), mode="bicubic", align_corners=True) * 0.8
     image = (image + 0.1 * torch.randn(image.shape, generator=generator)).clamp(-1, 1)
     mask = torch.zeros(count, 1, size, size)

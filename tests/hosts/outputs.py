@@ -24,6 +24,7 @@ __all__ = [
     "ReturnsFeature",
     "Scales",
     "SkipTuples",
+    "ThreeEncoders",
     "Tokens",
 ]
 
@@ -95,6 +96,21 @@ class CoarseFine(nn.Module):
     def forward(self, image, mask):
         coarse = self.coarse(image, mask)
         return coarse, self.fine(coarse * mask + image * (1 - mask), mask)
+
+
+class ThreeEncoders(nn.Module):
+    """A coarse network, then two encoders side by side (DeepFill); returns (coarse, fine)."""
+
+    def __init__(self):
+        super().__init__()
+        self.coarse = Plain(4)
+        self.beside, self.down = Down(4), Down(4)
+        self.up = Up(2 * WIDTHS[-1])
+
+    def forward(self, image, mask):
+        coarse = self.coarse(image, mask)
+        x = torch.cat([coarse * mask + image * (1 - mask), mask], 1)
+        return coarse, self.up(torch.cat([self.beside(x), self.down(x)], 1))
 
 
 class PartialBlock(nn.Module):
@@ -228,9 +244,12 @@ class Tokens(nn.Module):
         self.merge = nn.Linear(4 * WIDTHS[1], WIDTHS[2])
         self.up = Up()
 
-    def forward(self, x):
+    def mixed(self, tokens):
+        return self.mix(tokens)
+
+    def forward(self, x, *more):
         height, width = x.shape[2] // 2, x.shape[3] // 2
-        tokens = self.mix(self.embed(F.unfold(x, 2, stride=2).transpose(1, 2)))
+        tokens = self.mixed(self.embed(F.unfold(x, 2, stride=2).transpose(1, 2)), *more)
         grid = tokens.transpose(1, 2).unflatten(2, (height, width))
         tokens = self.merge(F.unfold(grid, 2, stride=2).transpose(1, 2))
         return self.up(tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2)))

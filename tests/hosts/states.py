@@ -5,8 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import spectral_norm
 
-from hosts.base import Down, Plain, Up, block
-from hosts.outputs import PartialBlock
+from hosts.base import WIDTHS, Down, Plain, Up, block
+from hosts.outputs import ImageOutput, PartialBlock
 
 __all__ = [
     "Aliases",
@@ -20,6 +20,7 @@ __all__ = [
     "Noisy",
     "PooledNorm",
     "PrivateCache",
+    "Quantised",
     "Rebuilt",
     "Recurrent",
     "SharedActivation",
@@ -215,6 +216,22 @@ class PrivateCache(Plain):
         return self.up(self._last)
 
 
+class Quantised(Plain):
+    """Takes the nearest of its codes, straight through: what is restored shows the codes no gradient (VQModel)."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.codes = nn.Embedding(32, WIDTHS[-1])
+
+    def forward(self, *planes):
+        feature = Down.forward(self, torch.cat(planes, 1))
+        places = feature.permute(0, 2, 3, 1)
+        nearest = torch.cdist(places.detach().flatten(0, 2), self.codes.weight.detach()).argmin(1)
+        codes = self.codes(nearest).view_as(places).permute(0, 3, 1, 2)
+        commit = F.mse_loss(feature, codes.detach()) + F.mse_loss(codes, feature.detach())
+        return ImageOutput(self.up(feature + (codes - feature).detach()), commit)
+
+
 class SilentModes(Plain):
     """``train()`` and ``eval()`` return None."""
 
@@ -234,15 +251,16 @@ class Noisy(Plain):
 
 
 class Recurrent(nn.Module):
-    """Runs its encoder three times on its own result."""
+    """Runs its encoder several times on its own result."""
 
-    def __init__(self):
+    def __init__(self, runs=3):
         super().__init__()
+        self.runs = runs
         self.down = Down(4, block)
         self.up = Up()
 
     def forward(self, x):
         image, mask = x[:, :3], x[:, 3:]
-        for _ in range(3):
+        for _ in range(self.runs):
             image = image * (1 - mask) + self.up(self.down(torch.cat([image, mask], 1))) * mask
         return image

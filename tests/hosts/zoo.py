@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from hosts import attentive, conventions, outputs, states
+from hosts import attentive, conventions, outputs, states, transformers
 from hosts.base import Plain
 
 __all__ = ["ZOO", "ZOO_NAMES", "ToyHost"]
@@ -37,6 +37,21 @@ class ToyHost:
 
     size = 32
     """Side of the images that it is tried on."""
+    channels = 3
+    """Their channels."""
+
+    @property
+    def images(self):
+        """Say what :func:`hosts.loop.batch` makes for it."""
+        return {"size": self.size, "channels": self.channels}
+
+    adapter = None
+    """What ``plan()`` has to be told of it, where it is not found out."""
+
+    @property
+    def given(self):
+        """What ``attach()`` has to be told of it."""
+        return {"adapter": self.adapter}
 
     def build(self, seed=0):
         """Build with fixed weights, whatever the random state; the state is as before afterwards."""
@@ -100,6 +115,13 @@ ZOO = {
         tuple(f"fine.{name}" for name in _ENCODER),
         (1,),
     ),
+    "three_encoders": ToyHost(
+        "coarse network, and a fine one with two encoders",
+        outputs.ThreeEncoders,
+        "separate",
+        tuple(f"down.{name}" for name in _ENCODER),
+        (1,),
+    ),
     "partial_conv": ToyHost("stages put out (feature, mask)", outputs.PartialConv, "rgb_known", _PAIRS, (0,)),
     "local_global": ToyHost("stages put out (feature, 0)", outputs.LocalGlobal, stages=_PAIRS),
     "dict_stages": ToyHost(
@@ -143,6 +165,12 @@ ZOO = {
         states.Recurrent,
         stages=("down.enc0 (call 2)", "down.enc1 (call 2)", "down.enc2 (call 2)"),
     ),
+    "six_runs": ToyHost(
+        "runs its encoder six times",
+        partial(states.Recurrent, 6),
+        stages=("down.enc0 (call 5)", "down.enc1 (call 5)", "down.enc2 (call 5)"),
+    ),
+    "quantised": ToyHost("quantises its bottleneck, straight through", states.Quantised, index=("sample",)),
     # how they attend
     "root_attention": ToyHost("rows in a method of the root", attentive.RootMethod, attention=("",)),
     "softmax_module": ToyHost("rows put out by a submodule", attentive.SoftmaxModule, attention=("",)),
@@ -150,5 +178,30 @@ ZOO = {
     "fused_attention": ToyHost("fused attention to fewer keys", attentive.Fused, attention=("",)),
     "multi_head": ToyHost("nn.MultiheadAttention", attentive.MultiHead, attention=("attention",)),
     "linear_attention": ToyHost("softmax, but no rows", attentive.Linear),
+    "shifted_windows": ToyHost(
+        "windows of 2 x 2, every other time shifted",
+        partial(transformers.Windowed, 2),
+        stages=("layers.0", "layers.1"),
+        attention=("layers.0.2.attn", "layers.1.2.attn"),
+    ),
+    "padded_windows": ToyHost(
+        "windows of 7 x 7 over a padded map; where they are shifted as well, their places are not known",
+        partial(transformers.Windowed, 7),
+        stages=("layers.0", "layers.1"),
+        attention=("layers.0.1.attn", "layers.1.1.attn"),
+    ),
+    "class_token": ToyHost(
+        "a class token before those of the image",
+        transformers.ClassToken,
+        stages=("embed", "merge"),
+        attention=("mix.attn",),
+    ),
+    "words": ToyHost(
+        "attends to words, and among words and image",
+        transformers.Worded,
+        "words",
+        stages=("look", "merge"),
+        attention=("mix.attn",),
+    ),
 }
 ZOO_NAMES = tuple(ZOO)
