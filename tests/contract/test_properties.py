@@ -35,8 +35,11 @@ def train(recipe, host, distiller, optimizer):
         optimizer.zero_grad()
         (loss + added).backward()
         assert finite([parameter.grad for parameter in host.parameters()])
+        # What is not finite there would count as nothing, as in a step that GradScaler skips, and never be seen again.
+        assert finite([parameter.grad for parameter in distiller._terms.trained()])
         optimizer.step()
-        assert finite(host.state_dict().values())
+        kept = [tensor for part in distiller._parts.values() for tensor in part.state()[0].values()]
+        assert finite([*host.state_dict().values(), *kept])
     return None, STEPS
 
 
