@@ -116,17 +116,23 @@ class CopyTeacher(Teacher):
 
     def prepare(self, recipe: Recipe, call: HostCall, image: Tensor) -> None:
         """Leave out of the copy's forward what its features on the complete image do not depend on."""
+        self._leave_out(call, image)
+
+    def _leave_out(self, call: HostCall, image: Tensor, result: Callable[[Any], Any] | None = None) -> None:
+        """Leave out what neither the features depend on nor, where it is given, the ``result`` of the output."""
         if self.watch is None:
             raise RuntimeError("the teacher has not been planned")
         stages, sites, size = self.watch.stages, self.watch.sites, (image.shape[2], image.shape[3])
 
-        def views(module: nn.Module) -> Views:
+        def views(module: nn.Module) -> Any:
             watch = Watch(module, stages, sites, logits=True)
+            outputs: list[Any] = []
             with torch.no_grad(), forked_rng(image.device):
                 try:
-                    return watch.run(lambda: call.run(module), size)
+                    seen = watch.run(lambda: outputs.append(call.run(module)), size, stop=result is None)
                 finally:
                     watch.remove()
+            return seen if result is None else [seen, result(outputs[0])]
 
         with forked_rng(image.device):
             self.left_out = leave_out(

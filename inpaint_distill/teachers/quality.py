@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from inpaint_distill.host.call import HostCall
     from inpaint_distill.host.stage import Stage
 
-__all__ = ["TeacherQuality", "measure_quality"]
+__all__ = ["TeacherQuality", "images_from", "images_in", "measure_quality"]
 
 _LEAST_RISE = 1.25  # of the error, by zeroing the deepest feature, below which that feature hardly matters
 _RECONSTRUCTS = 0.5  # of the error of a flat image, below which a teacher reconstructs at all
@@ -81,15 +84,51 @@ def measure_quality(module: nn.Module, call: HostCall, target: Tensor, bottlenec
     """
 
     def error() -> float:
-        with torch.no_grad(), forked_rng(target.device):
-            images = [each for _, each in tensors(call.run(module)) if each.shape == target.shape]
+        images = _images(module, call, target)
         # Coarse and fine images, and masks of three channels among them: the best one is the reconstruction.
         return float(torch.stack([(image - target).abs().mean() for image in images]).min())
 
     whole = error()
-    handle = module.get_submodule(bottleneck.name).register_forward_hook(_Zero(bottleneck))
+    with _zeroed(module, [bottleneck]):
+        without = error()
+    flat = (target - target.mean((2, 3), keepdim=True)).abs().mean()
+    return TeacherQuality(whole, without, float(flat), bottleneck.label)
+
+
+def images_from(stages: Sequence[Stage], module: nn.Module, call: HostCall, target: Tensor) -> list[int]:
+    """Say which images a network makes from the features of some stages: those that change with them.
+
+    Args:
+        stages: The stages, which are set to zero.
+        module: The network.
+        call: A call of it.
+        target: An image, for its shape.
+
+    Returns:
+        Indices among the outputs of that shape.
+    """
+    whole = _images(module, call, target)
+    with _zeroed(module, stages):
+        without = _images(module, call, target)
+    return [index for index, pair in enumerate(zip(whole, without, strict=True)) if not torch.equal(*pair)]
+
+
+def images_in(output: Any, target: Tensor) -> list[Tensor]:
+    """Return what has an image's shape in an output, with a gradient or without."""
+    return [each for _, each in tensors(output) if each.shape == target.shape]
+
+
+def _images(module: nn.Module, call: HostCall, target: Tensor) -> list[Tensor]:
+    with torch.no_grad(), forked_rng(target.device):
+        return images_in(call.run(module), target)
+
+
+@contextmanager
+def _zeroed(module: nn.Module, stages: Sequence[Stage]) -> Iterator[None]:
+    """Set the features of stages to zero."""
+    handles = [module.get_submodule(stage.name).register_forward_hook(_Zero(stage)) for stage in stages]
     try:
-        flat = (target - target.mean((2, 3), keepdim=True)).abs().mean()
-        return TeacherQuality(whole, error(), float(flat), bottleneck.label)
+        yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -13,7 +13,8 @@ from inpaint_distill.errors import ConfigError, InputError
 from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.host.outputs import restored_images
 from inpaint_distill.teachers.base import CopyTeacher, running_statistics
-from inpaint_distill.teachers.quality import measure_quality
+from inpaint_distill.teachers.quality import images_from, images_in, measure_quality
+from inpaint_distill.teachers.unneeded import moved_copy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -88,11 +89,27 @@ class _ReconstructionTeacher(CopyTeacher):
 class OnlineTeacher(_ReconstructionTeacher):
     """A copy of the host, trained to reconstruct alongside it (DGI: "not static"); costs a forward and a backward.
 
+    What neither its features nor the images made from them depend on is neither run nor trained: on a complete image, a
+    coarse network whose result goes into the hole.
+
     Args:
         lr: Learning rate of its own AdamW.
     """
 
     kind: ClassVar[str] = "online"
+
+    def prepare(self, recipe: Recipe, call: HostCall, image: Tensor) -> None:
+        """Find out what need not be run."""
+        super().prepare(recipe, call, image)
+        target = recipe.target(call, image)
+        stages = self.watch.stages if self.watch is not None else ()
+        with forked_rng(image.device):
+            try:
+                wanted = images_from(stages, moved_copy(self.module), call, target)
+            except Exception:  # whatever a foreign forward raises on such weights, or on features of zero
+                wanted = []
+        if wanted:
+            self._leave_out(call, image, lambda output: [images_in(output, target)[index] for index in wanted])
 
     def views(self, call: HostCall, image: Tensor) -> Views:
         """Train one step and return the views of that very forward."""

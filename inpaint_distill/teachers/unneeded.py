@@ -6,6 +6,7 @@ features of the second network are the same whatever the first one says, and it 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from inpaint_distill.host.tree import rebuild, tensors
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-__all__ = ["leave_out", "put_back"]
+__all__ = ["leave_out", "moved_copy", "put_back"]
 
 
 def leave_out(root: nn.Module, tapped: Collection[str], views: Callable[[nn.Module], Any]) -> list[str]:
@@ -32,7 +33,8 @@ def leave_out(root: nn.Module, tapped: Collection[str], views: Callable[[nn.Modu
         root: The teacher's network; its modules are changed, their parameters and keys are not.
         tapped: Names of the modules whose views are wanted. Only modules beside the path that leads to all of them are
             tried.
-        views: Runs a network like ``root`` on a batch, and returns maps (B, C, H, W), nested in any way.
+        views: Runs a network like ``root`` on a batch, and returns what is wanted of it: maps (B, C, H, W), nested in
+            any way.
 
     Returns:
         Names of the modules left out.
@@ -40,8 +42,7 @@ def leave_out(root: nn.Module, tapped: Collection[str], views: Callable[[nn.Modu
     beside = _run(root, _beside(root, tapped), views)
     if not beside:
         return []
-    probe = copy_module(root)
-    _move(probe)
+    probe = moved_copy(root)
     shells = {name: _Shell(probe.get_submodule(name)) for name in beside}
 
     def look() -> list[Tensor]:
@@ -94,14 +95,16 @@ def put_back(root: nn.Module, names: Collection[str]) -> None:
 
 
 @torch.no_grad()
-def _move(module: nn.Module) -> None:
-    """Move parameters and buffers at random, also those that are zero; variances stay positive."""
+def moved_copy(root: nn.Module) -> nn.Module:
+    """Copy a network and move parameters and buffers at random, also those that are zero; variances stay positive."""
+    module = copy_module(root)
     for parameter in module.parameters():
         if parameter.is_floating_point():
             parameter.add_(torch.randn_like(parameter) * (0.1 * parameter.abs().mean() + 0.01))
     for buffer in module.buffers():
         if buffer.is_floating_point():
             buffer.add_(torch.rand_like(buffer), alpha=0.01)
+    return module
 
 
 def _beside(root: nn.Module, tapped: Collection[str]) -> list[str]:
@@ -143,7 +146,8 @@ class _Shell:
         if self.fill is not None and key in self.met:
             fill = self.fill
             return rebuild(self.met[key], lambda _, tensor: fill(tensor, device=device))
-        output = self.forward(*args, **kwargs)
+        with torch.no_grad() if self.fill is not None else nullcontext():  # of what is left out nothing is trained
+            output = self.forward(*args, **kwargs)
         parts = output if isinstance(output, (tuple, list)) else [output]
         if all(isinstance(part, Tensor) for part in parts):  # of anything else it is not known what zero is
             self.met[key] = rebuild(output, lambda _, tensor: torch.empty_like(tensor, device="meta"))

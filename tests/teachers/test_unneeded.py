@@ -8,7 +8,7 @@ from hosts import ZOO, ZOO_NAMES, batch, batches, make_optimizer, same, train
 from torch import nn
 
 import inpaint_distill
-from inpaint_distill import Config, FrozenTeacher, adapters
+from inpaint_distill import Config, FrozenTeacher, OnlineTeacher, adapters
 from inpaint_distill.teachers import base
 from inpaint_distill.teachers.unneeded import leave_out, put_back
 
@@ -137,7 +137,7 @@ def test_what_returns_no_tensors_is_run():
     assert left_out(host) == []
 
 
-@pytest.mark.parametrize("teacher", ["ema", "frozen"])
+@pytest.mark.parametrize("teacher", ["ema", "frozen", "online"])
 def test_a_two_stage_host_is_distilled_bit_for_bit_as_with_its_whole_teacher(teacher, monkeypatch):
     def trained():
         torch.manual_seed(0)
@@ -145,7 +145,7 @@ def test_a_two_stage_host_is_distilled_bit_for_bit_as_with_its_whole_teacher(tea
         host = family.build(width=8)
         optimizer = torch.optim.Adam(host.parameters(), 1e-3)
         image, mask = batch(1)
-        kind = FrozenTeacher(image, steps=2) if teacher == "frozen" else "ema"
+        kind = FrozenTeacher(image, steps=2) if teacher == "frozen" else teacher
         distiller = inpaint_distill.attach(host, optimizer, teacher=kind, config=Config(warmup=0))
         losses = []
         for step in range(3):
@@ -171,17 +171,61 @@ def test_a_two_stage_host_is_distilled_bit_for_bit_as_with_its_whole_teacher(tea
     assert same(weights, whole)
 
 
+@pytest.mark.parametrize("teacher", ["ema", "online"])
 @pytest.mark.parametrize("name", ZOO_NAMES)
-def test_every_host_of_the_zoo_is_distilled_as_with_its_whole_teacher(name, monkeypatch):
+def test_every_host_of_the_zoo_is_distilled_as_with_its_whole_teacher(name, teacher, monkeypatch):
     def trained():
         toy = ZOO[name]
         torch.manual_seed(0)
         host = toy.build()
         optimizer = make_optimizer(host)
-        distiller = inpaint_distill.attach(host, optimizer, config=Config(warmup=0))
+        distiller = inpaint_distill.attach(host, optimizer, config=Config(warmup=0, teacher=teacher))
         train(toy, host, optimizer, batches(2), distiller)
         return distiller.detach().state_dict()
 
     found = trained()
     monkeypatch.setattr(base, "leave_out", lambda *args: [])
     assert same(found, trained())
+
+
+class CoarseAndFine(TwoStages):
+    """Decode the features, and hand out the coarse image too, or mix it into the fine one."""
+
+    def __init__(self, *, mixes=False):
+        super().__init__()
+        self.decoder = nn.Sequential(nn.Upsample(scale_factor=4), nn.Conv2d(16, 3, 3, 1, 1))
+        nn.init.zeros_(self.decoder[1].weight)
+        self.mixes = mixes
+
+    def forward(self, x):
+        coarse, fine = self.coarse(x), self.decoder(super().forward(x))
+        return coarse, fine + coarse if self.mixes else fine
+
+
+def online(host):
+    """Train an online teacher for four steps; return it and the names of what has moved."""
+    teacher = OnlineTeacher(lr=1e-2)
+    optimizer = torch.optim.Adam(host.parameters(), 1e-3)
+    with inpaint_distill.attach(host, optimizer, teacher=teacher, stages=["encoder.*"], lookahead="off") as distiller:
+        before = copy.deepcopy(dict(host.state_dict()))
+        for step in range(4):
+            image, mask = batch(step)
+            distilled = sum(each.mean() for each in host(torch.cat([image * (1 - mask), mask], 1)))
+            (distilled + distiller.loss(image, mask)).backward()
+        skipped = list(teacher.left_out)
+    after = teacher.module.state_dict()
+    return skipped, {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_an_online_teacher_trains_what_makes_an_image_of_its_features_and_no_more():
+    """Also where the last layer of that starts at zero."""
+    skipped, moved = online(CoarseAndFine())
+    assert "coarse" in skipped
+    assert "decoder" not in skipped
+    assert moved == {"encoder", "decoder"}
+
+
+def test_an_online_teacher_trains_what_else_its_image_depends_on():
+    skipped, moved = online(CoarseAndFine(mixes=True))
+    assert "coarse" not in skipped
+    assert moved == {"coarse", "encoder", "decoder"}
