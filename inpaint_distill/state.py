@@ -23,6 +23,7 @@ __all__ = ["Stateful", "from_plain", "pack", "read_state", "to_plain", "unpack",
 
 _FORMAT = "inpaint_distill/2"
 _UNCHECKED = "inpaint_distill/1"  # as the first version wrote it, without a checksum
+_DIGITS = 2 * hashlib.sha256().digest_size
 
 
 def write_state(path: str | Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -132,28 +133,43 @@ def _give(parts: Mapping[str, Stateful], tensors: Mapping[str, Tensor], values: 
 
 
 def read_state(
-    path: str | Path, what: str = "a distiller", fix: str = "give a file written by Distiller.save()"
+    path: str | Path,
+    what: str = "a distiller",
+    fix: str = "give a file written by Distiller.save()",
+    *,
+    plain: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`write_state` wrote; nothing in the file is executed.
+
+    A file of the first version, ``inpaint_distill/1``, has no checksum: it is read, and only what breaks its form is
+    noticed. A header that does not fit the file's size, or lacks the checksum, is refused before any tensor is read.
 
     Args:
         path: The file.
         what: What it should hold, for error texts.
         fix: What to do where it does not.
+        plain: If given, a safetensors file without any header of its own will do, too, unchecked, and these are its
+            values: earlier versions wrote such files of their studies.
 
     Raises:
         StateError: The file is missing, damaged in a single bit, or not one of ours.
     """
     asked = f"{what} saved in {path}"
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+        with safe_open(path, framework="pt") as file:  # which compares the header with the size of the file
+            header = file.metadata()
+            if header is None and plain is not None:
+                header = {"format": _UNCHECKED, "values": json.dumps(plain)}
+            header = header or {}
             form = header.get("format")
             if form not in (_FORMAT, _UNCHECKED):
                 raise StateError(asked, f"a safetensors file of format {form!r}", fix)
-            text = header["values"]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        intact = form == _UNCHECKED or header.get("sha256") == _checksum(tensors, text)
+            text, checksum = header["values"], header.get("sha256", "")
+            if form == _FORMAT and len(checksum) != _DIGITS:
+                raise StateError(asked, f"a damaged file, whose checksum is {checksum[:_DIGITS]!r}", fix)
+            # Copies: what safetensors returns may be the file itself, mapped, and change with it after the check.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        intact = form == _UNCHECKED or checksum == _checksum(tensors, text)
         values = json.loads(text) if intact else {}
     except StateError:
         raise

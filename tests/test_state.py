@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import struct
 
 import pytest
 import safetensors.torch
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inpaint_distill import state
 from inpaint_distill.errors import StateError
 from inpaint_distill.state import read_state, write_state
 
@@ -44,6 +46,16 @@ def test_shared_transposed_and_graph_tensors_are_written_as_values(tmp_path):
     assert torch.equal(found["b"], base.detach().t())
     assert torch.equal(found["c"], base.detach()[1] * 2)
     assert torch.equal(found["a"], found["d"])
+
+
+def test_what_was_read_stays_as_it_is_whatever_becomes_of_the_file(tmp_path):
+    path = tmp_path / "state"
+    write_state(path, {"x": torch.ones(100_000)}, {})
+    found, _ = read_state(path)
+    path.write_bytes(bytes(path.stat().st_size))  # into the file, as a copy over it does
+    assert torch.equal(found["x"], torch.ones(100_000))
+    path.write_bytes(b"")
+    assert torch.equal(found["x"], torch.ones(100_000))
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch):
@@ -102,6 +114,30 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path, make):
 def _truncated(path):
     write_state(path, {"x": torch.ones(1000)}, {"step": 1})
     path.write_bytes(path.read_bytes()[:-100])
+
+
+HEADERS = {
+    "longer": {"format": "inpaint_distill/2", "values": "{}", "sha256": "0" * 64},
+    "without checksum": {"format": "inpaint_distill/2", "values": "{}"},
+    "with half a checksum": {"format": "inpaint_distill/2", "values": "{}", "sha256": "0" * 32},
+    "foreign": {"format": "pt"},
+    "without a header of its own": None,
+}
+
+
+@pytest.mark.parametrize("metadata", [pytest.param(metadata, id=name) for name, metadata in HEADERS.items()])
+def test_a_huge_file_that_is_not_ours_is_refused_before_it_is_read(tmp_path, monkeypatch, request, metadata):
+    size, path = 2**31, tmp_path / "state"
+    tensor = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    header = json.dumps({"x": tensor} if metadata is None else {"__metadata__": metadata, "x": tensor}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(path, 8 + len(header) + size + ("longer" in request.node.name))  # a hole: it takes no room on the disk
+    monkeypatch.setattr(safetensors.safe_open, "get_tensor", pytest.fail, raising=False)
+    monkeypatch.setattr(state, "_checksum", pytest.fail)
+    with pytest.raises(
+        StateError, match=r"found: (a safetensors file of format|a damaged file, whose|SafetensorError)"
+    ):
+        read_state(path)
 
 
 def test_the_header_is_readable_by_other_tools(tmp_path):
