@@ -7,16 +7,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inpaint_distill.adapters import get
 from inpaint_distill.attach import attach
+from inpaint_distill.completed import save_host
 from inpaint_distill.errors import ConfigError, StateError
 from inpaint_distill.state import from_plain, read_state, to_plain, write_state
 from inpaint_distill.teachers import FrozenTeacher
 from inpaint_distill.training.data import Batches, EvalSet
 from inpaint_distill.training.images import crop_batch
+from inpaint_distill.training.kept import DISTILLER, HOST, kept_file
 from inpaint_distill.training.masks import ratio_bin
 from inpaint_distill.training.metrics import score, summarise
 from inpaint_distill.training.perceptual import fid, lpips, not_measured
@@ -183,10 +184,9 @@ class Trainer:
 
     def keep(self, folder: Path) -> None:
         """Write the trained host and, where there is one, the distiller, to be looked into later."""
-        weights = {name: tensor.cpu().clone().contiguous() for name, tensor in self.host.state_dict().items()}
-        save_file(weights, folder / f"{self.run.name}.host.safetensors")
+        save_host(self.host, kept_file(folder, self.run, HOST))
         if self.distiller is not None and self.distiller.plan is not None:
-            self.distiller.save(folder / f"{self.run.name}.distiller")
+            self.distiller.save(kept_file(folder, self.run, DISTILLER))
 
     def _attach(self, config: Config) -> Distiller:
         teacher = None
@@ -265,17 +265,22 @@ class Trainer:
     def _resume(self, path: Path) -> None:
         if not path.exists():
             return
-        fix = "delete it and go on with --resume: the run begins again"
+        asked, fix = f"an interrupted run saved in {path}", "delete it and go on with --resume: the run begins again"
         tensors, values = read_state(path, "an interrupted run", fix)
         if values.get("kind") != _KIND:
-            raise StateError(f"an interrupted run saved in {path}", f"a {values.get('kind')}", fix)
-        state = from_plain(values["state"], tensors)
-        self.host.load_state_dict(state["host"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.batches.load(state["batches"])
-        torch.set_rng_state(state["rng"])
-        for name in _PROGRESS:
-            setattr(self, name, state["progress"][name])
-        if self.distiller is not None:
-            self.distiller.load(path.with_suffix(f".distiller-{self.step}"))
+            raise StateError(asked, f"a {values.get('kind')}", fix)
+        try:
+            state = from_plain(values["state"], tensors)
+            self.host.load_state_dict(state["host"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.batches.load(state["batches"])
+            torch.set_rng_state(state["rng"])
+            for name in _PROGRESS:
+                setattr(self, name, state["progress"][name])
+            if self.distiller is not None:
+                self.distiller.load(path.with_suffix(f".distiller-{self.step}"))
+        except StateError as error:  # of the distiller: "it" in the text below is the checkpoint
+            raise StateError(asked, f"{error.asked}: {error.found}", fix) from None
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise StateError(asked, f"{type(error).__name__}: {error}", fix) from None

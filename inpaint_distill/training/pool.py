@@ -10,9 +10,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from inpaint_distill.files import read_json, write_json
+from inpaint_distill.errors import StateError
+from inpaint_distill.files import write_json
+from inpaint_distill.state import write_state
+from inpaint_distill.training.kept import AGAIN, IMAGES, RESULT, is_finished, kept_file, read_kept, read_result
 from inpaint_distill.training.loop import Trainer
 
 if TYPE_CHECKING:
@@ -67,9 +69,9 @@ def _train(run: Run) -> None:
             os._exit(1)
         raise
     if not run.trial:
-        save_file({"restored": trainer.restored(PANELS)}, folder / f"{run.name}.safetensors")
+        write_state(kept_file(folder, run, IMAGES), {"restored": trainer.restored(PANELS)}, {"kind": "images"})
         trainer.keep(folder)
-    write_json(folder / f"{run.name}.json", result)
+    write_json(kept_file(folder, run, RESULT), result)  # last of all: a run that has it has everything
     for part in ("checkpoint", "distiller-*"):
         for file in folder.glob(f"{run.name}.{part}"):
             file.unlink()
@@ -86,6 +88,7 @@ class Pool:
     """
 
     def __init__(self, settings: BoostSettings, data: StudyData, folder: Path, progress: Progress) -> None:
+        self.settings = settings
         self.folder = folder
         self.progress = progress
         data.share()
@@ -104,19 +107,23 @@ class Pool:
         self.messages.close()
 
     def train(self, runs: Sequence[Run], title: str) -> list[dict[str, Any]]:
-        """Train the runs that have no result yet and return all results, in order.
+        """Train the runs that are not finished yet and return all results, in order.
 
         Args:
             runs: What to train.
             title: Shown before each run's name.
+
+        Raises:
+            StateError: A file of a finished run, or of one that was stopped, is damaged.
         """
         bars = {}
         futures: set[Future[None]] = set()
+        finished = {run.name: is_finished(self.folder, run, self.settings) for run in runs}
         for run in runs:
-            done = (self.folder / f"{run.name}.json").exists()
             label = f"{title} {run.arm} seed {run.seed} lr {run.lr:g}"
-            bars[run.name] = self.progress.add_task(label, total=run.steps, completed=run.steps if done else 0)
-            if not done:
+            completed = run.steps if finished[run.name] else 0
+            bars[run.name] = self.progress.add_task(label, total=run.steps, completed=completed)
+            if not finished[run.name]:
                 futures.add(self.executor.submit(_train, run))
         while futures:
             done_now, futures = wait(futures, timeout=_PERIOD, return_when=FIRST_COMPLETED)
@@ -124,12 +131,19 @@ class Pool:
             for future in done_now:
                 future.result()
         self._draw(bars)
-        fix = "delete it and go on with --resume: the run is done again"
-        return [read_json(self.folder / f"{run.name}.json", "the result of a run", fix) for run in runs]
+        return [read_result(kept_file(self.folder, run, RESULT)) for run in runs]
 
     def restored(self, run: Run) -> Tensor:
-        """Return a finished run's images for the panels."""
-        return load_file(self.folder / f"{run.name}.safetensors")["restored"]
+        """Return a finished run's images for the panels.
+
+        Raises:
+            StateError: They are missing or damaged.
+        """
+        file = kept_file(self.folder, run, IMAGES)
+        tensors, _ = read_kept(file, IMAGES)
+        if "restored" not in tensors:
+            raise StateError(f"the images of a run saved in {file}", f"tensors {', '.join(tensors)}", AGAIN)
+        return tensors["restored"]
 
     def _draw(self, bars: dict[str, Any]) -> None:
         while True:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from inpaint_distill.adapters import get
@@ -17,11 +15,11 @@ from inpaint_distill.errors import ConfigError, StateError, near_names
 from inpaint_distill.files import read_json
 from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.host.taps import FeatureTaps
-from inpaint_distill.state import read_state
 from inpaint_distill.teachers import FrozenTeacher
 from inpaint_distill.teachers.base import CopyTeacher
 from inpaint_distill.teachers.choose import make_teacher
 from inpaint_distill.training.ablation import BARE, LONGER, WIDENED
+from inpaint_distill.training.kept import DISTILLER, HOST, kept_file, read_kept
 from inpaint_distill.training.settings import BoostSettings, Run
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ __all__ = ["TEACHER", "FinishedStudy", "Trained", "features", "load_trained", "o
 
 TEACHER = "teacher"
 
-_HOST, _DISTILLER = "host.safetensors", "distiller"  # endings of a run's files
 _BATCH = 32
 _REPEAT = "repeat the study with this version: inpaint-distill boost --config {folder}/result.json --out ANOTHER"
 
@@ -57,7 +54,7 @@ class FinishedStudy:
 
     def file(self, run: Run, ending: str) -> Path:
         """Return where a run's file lies."""
-        return self.folder / "runs" / f"{run.name}.{ending}"
+        return kept_file(self.folder / "runs", run, ending)
 
 
 @dataclass(frozen=True)
@@ -107,11 +104,11 @@ def open_study(folder: Path, arm: str) -> FinishedStudy:
     whole = [
         (bare, run)
         for bare, run in pairs
-        if all(study.file(*each).is_file() for each in ((bare, _HOST), (run, _HOST), (run, _DISTILLER)))
+        if all(study.file(*each).is_file() for each in ((bare, HOST), (run, HOST), (run, DISTILLER)))
     ]
     if not whole:
-        wanted = ", ".join(study.file(*each).name for each in ((pairs[0][0], _HOST), (pairs[0][1], _HOST)))
-        found = f"no {wanted} and .{_DISTILLER} in {folder / 'runs'}: an earlier version made it"
+        wanted = ", ".join(study.file(*each).name for each in ((pairs[0][0], HOST), (pairs[0][1], HOST)))
+        found = f"no {wanted} and .{DISTILLER} in {folder / 'runs'}: an earlier version made it"
         raise StateError(f"the trained weights of the study in {folder}", found, again)
     return replace(study, pairs=tuple(whole))
 
@@ -126,13 +123,17 @@ def load_trained(study: FinishedStudy, bare: Run, run: Run, data: EvalSet) -> Tr
         data: Images of the study, to plan with.
 
     Raises:
-        StateError: The files do not fit the hosts.
+        StateError: A file is damaged, or does not fit the hosts.
     """
     adapter = get(study.settings.host)
     alone = _load(_build(adapter, study.settings), study, bare)
     host = _build(adapter, study.settings)
-    file = study.file(run, _DISTILLER)
-    config = from_dict(Config, read_state(file)[1]["config"])
+    file = study.file(run, DISTILLER)
+    saved, again = read_kept(file, DISTILLER)[1], _REPEAT.format(folder=study.folder)
+    try:
+        config = from_dict(Config, saved.get("config"))  # type: ignore[arg-type]  # it is checked there
+    except ConfigError as error:
+        raise StateError(f"the distiller in {file}", f"{error.asked}: {error.found}", again) from None
     frozen = config.teacher == "frozen"  # it wants images to train on; a saved one is not trained again
     teacher = FrozenTeacher(data.images[:1]) if frozen else make_teacher(None, config)
     optimizer = torch.optim.Adam(host.parameters(), lr=run.lr)
@@ -151,7 +152,10 @@ def load_trained(study: FinishedStudy, bare: Run, run: Run, data: EvalSet) -> Tr
         )
         if distiller.plan is None:
             adapter.outputs(host, image, mask)
-    distiller.load(file)
+    try:
+        distiller.load(file)
+    except StateError as error:
+        raise StateError(f"the distiller in {file}", error.found, again) from None
     _load(host, study, run)  # only now: attach() may have put blocks into the host
     stages = distiller.plan.stages if distiller.plan else ()
     distiller.detach()
@@ -208,10 +212,11 @@ def _build(adapter: Adapter, settings: BoostSettings) -> nn.Module:
 
 
 def _load(host: nn.Module, study: FinishedStudy, run: Run) -> nn.Module:
-    file = study.file(run, _HOST)
+    file = study.file(run, HOST)
+    tensors, _ = read_kept(file, HOST)
     try:
-        host.load_state_dict(load_file(file))
-    except (RuntimeError, OSError, SafetensorError) as error:
+        host.load_state_dict(tensors)
+    except RuntimeError as error:
         raise StateError(
             f"the weights in {file}", f"{type(error).__name__}: {error}", _REPEAT.format(folder=study.folder)
         ) from None
