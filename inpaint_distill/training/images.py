@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps
 from inpaint_distill.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
     from torch import Tensor
@@ -31,6 +32,9 @@ __all__ = [
     "load_folder",
     "load_splits",
     "read_rgb",
+    "reason_of",
+    "refusing_bombs",
+    "shown_name",
     "split_folder",
 ]
 
@@ -132,6 +136,24 @@ def read_rgb(path: Path, short_side: int | None = None) -> Image.Image:
         layer = upright.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return upright.convert("RGB")
+
+
+@contextmanager
+def refusing_bombs() -> Iterator[None]:
+    """Let Pillow refuse images of so many pixels that it would only warn of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def reason_of(error: Exception) -> str:
+    """Say in one short line why a file could not be read."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def shown_name(file: Path, folder: Path) -> str:
+    r"""Return a file's path relative to a folder, with bytes that are no UTF-8 as ``\xff``: it can be printed."""
+    return os.fsencode(file.relative_to(folder).as_posix()).decode(errors="backslashreplace")
 
 
 def load_folder(folder: Path, size: int, *, canvas: int | None = None, limit: int | None = None) -> LoadedImages:
@@ -250,11 +272,10 @@ def _load(folder: Path, files: list[Path], canvas: int, limit: int | None) -> Lo
     images = torch.empty(len(files), 3, canvas, canvas, dtype=torch.uint8)
     names: list[str] = []
     skipped: list[tuple[str, str]] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(_DECODERS) as pool:
-        # Set here and not in the threads: the filters of the warnings module are one global list.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    # Refused here and not in the threads: the filters of the warnings module are one global list.
+    with refusing_bombs(), ThreadPoolExecutor(_DECODERS) as pool:
         for file, square in zip(files, pool.map(lambda file: _square(file, canvas), files), strict=True):
-            name = os.fsencode(file.relative_to(folder).as_posix()).decode(errors="backslashreplace")
+            name = shown_name(file, folder)
             if isinstance(square, str):
                 skipped.append((name, square))
             else:
@@ -273,7 +294,7 @@ def _square(path: Path, canvas: int) -> npt.NDArray[np.uint8] | str:
     try:
         image = read_rgb(path, short_side=2 * canvas)
     except Exception as error:  # Pillow's plug-ins raise OSError, SyntaxError, ValueError, struct.error and more
-        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        return reason_of(error)
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     # The box keeps a very long image from being blown up outside the square.

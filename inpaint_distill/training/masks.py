@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from inpaint_distill.errors import ConfigError, DataError
-from inpaint_distill.training.images import find_files, read_rgb
+from inpaint_distill.training.images import find_files, read_rgb, reason_of, refusing_bombs, shown_name
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -104,7 +104,7 @@ def load_mask_folder(folder: Path, size: int) -> Tensor:
     """Read every PNG below a folder as a mask, white = hole.
 
     The central square is box-reduced to ``size`` and thresholded at 1/2. Masks that end up empty or full and files
-    that cannot be read are left out, with one warning that names them.
+    that cannot be read are left out, with one warning that counts and names them all.
 
     Returns:
         Boolean tensor (N, 1, size, size), in the order of the sorted relative paths.
@@ -115,28 +115,34 @@ def load_mask_folder(folder: Path, size: int) -> Tensor:
     folder = Path(folder)
     files = find_files(folder, (".png",))
     masks, left_out = [], []
-    for file in files:
-        try:
-            image = read_rgb(file).convert("L")
-        except Exception as error:  # as in images.py: a decoder may raise anything
-            left_out.append(f"{file.relative_to(folder).as_posix()} ({error})")
-            continue
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side)
-        mask = np.asarray(image.resize((size, size), Image.Resampling.BOX, box=box)) >= 128
-        if mask.any() and not mask.all():
-            masks.append(torch.from_numpy(mask))
-        else:
-            left_out.append(f"{file.relative_to(folder).as_posix()} ({'full' if mask.any() else 'empty'})")
-    named = "; ".join(left_out[:5])
+    with refusing_bombs():
+        for file in files:
+            mask = _read_mask(file, size)
+            if isinstance(mask, str):
+                left_out.append(f"{shown_name(file, folder)} ({mask})")
+            else:
+                masks.append(torch.from_numpy(mask))
     if not masks:
-        raise DataError(
-            f"masks of size {size} from {folder}", f"none usable ({named})", "give PNG masks that are white in the hole"
-        )
+        found = f"{len(files)} file(s), none usable ({'; '.join(left_out[:5])})"
+        raise DataError(f"masks of size {size} from {folder}", found, "give PNG masks that are white in the hole")
     if left_out:
-        warnings.warn(f"{len(left_out)} of {len(files)} masks left out: {named}", stacklevel=2)
+        warnings.warn(f"{len(left_out)} of {len(files)} masks left out: {'; '.join(left_out)}", stacklevel=2)
     return torch.stack(masks)[:, None]
+
+
+def _read_mask(file: Path, size: int) -> npt.NDArray[np.bool_] | str:
+    """Return a mask (size, size), or the reason why there is none."""
+    try:
+        image = read_rgb(file).convert("L")
+    except Exception as error:  # as in images.py: a decoder may raise anything
+        return reason_of(error)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    mask = np.asarray(image.resize((size, size), Image.Resampling.BOX, box=box)) >= 128
+    if mask.any() and not mask.all():
+        return mask
+    return "full" if mask.any() else "empty"
 
 
 def mask_batch(masks: Tensor, indices: Tensor, generator: torch.Generator | None) -> Tensor:

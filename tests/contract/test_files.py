@@ -1,10 +1,13 @@
 """Whatever a file holds: a clear error, nothing executed, nothing overwritten."""
 
+import concurrent.futures
 import copy
 import json
 import os
 import pickle
 import random
+import re
+import shutil
 import struct
 import zlib
 
@@ -20,10 +23,16 @@ import inpaint_distill
 from inpaint_distill.config import Config, from_dict, load_yaml
 from inpaint_distill.errors import ConfigError, DataError, InpaintDistillError, StateError
 from inpaint_distill.state import read_state, write_state
+from inpaint_distill.training import boost as boost_module
+from inpaint_distill.training import pool as pool_module
 from inpaint_distill.training.boost import boost
+from inpaint_distill.training.data import load_data
 from inpaint_distill.training.images import load_folder, load_splits
-from inpaint_distill.training.settings import BoostSettings
-from inpaint_distill.training.trained import open_study
+from inpaint_distill.training.kept import DISTILLER, HOST, IMAGES, is_finished, kept_file
+from inpaint_distill.training.loop import Trainer
+from inpaint_distill.training.masks import load_mask_folder
+from inpaint_distill.training.settings import BoostSettings, Run
+from inpaint_distill.training.trained import load_trained, open_study
 
 TOY = ZOO["batch_norm"]
 CONFIG = {"warmup": 0, "teacher": "online", "lookahead": {"every": 2}}
@@ -344,6 +353,151 @@ def test_a_result_that_names_files_elsewhere_is_refused(tmp_path, run):
         open_study(tmp_path, "distilled")
 
 
+SMALL = BoostSettings(
+    host_options={"width": 4, "levels": 2},
+    size=16,
+    batch=2,
+    steps=2,
+    seeds=(0,),
+    lrs=(1e-3,),
+    evaluations=1,
+    train_images=4,
+    eval_images=4,
+    equal_time=False,
+    jobs=1,
+)
+RUN = Run(arm="distilled", seed=0, steps=2, lr=1e-3)
+
+
+class InProcess(concurrent.futures.Executor):
+    """Stands in for the worker processes, which take longer to start than these runs to train."""
+
+    def __init__(self, jobs, context, start, arguments):
+        start(*arguments)
+
+    def submit(self, work, *arguments):
+        future = concurrent.futures.Future()
+        future.set_result(work(*arguments))
+        return future
+
+
+class Study:
+    """A finished study, and its pixels, which are drawn once."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.data = load_data(SMALL)
+        self.result = self.resume(folder)
+
+    def resume(self, folder):
+        """Go on with a study as far as its result; figures are drawn from that and from what is read by then."""
+
+        def write(result, *_):
+            (folder / "result.json").write_text(json.dumps(result))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pool_module, "ProcessPoolExecutor", InProcess)
+            patch.setattr(pool_module.signal, "signal", lambda *_: None)
+            patch.setattr(boost_module, "load_data", lambda _: self.data)
+            patch.setattr(boost_module, "_cost", lambda *_: {"ratio": {RUN.arm: 1.0}})
+            patch.setattr(boost_module, "_write", write)
+            return boost(SMALL, folder, Console(quiet=True), resume=True)
+
+    def look_into(self, folder):
+        """Build the hosts of the study's pair, as ``inpaint-distill inspect`` does."""
+        opened = open_study(folder, RUN.arm)
+        return load_trained(opened, *opened.pairs[0], self.data.val)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return Study(tmp_path_factory.mktemp("study") / "out")
+
+
+@pytest.mark.parametrize("damage", [pytest.param(damage, id=name) for name, damage in DAMAGES.items()])
+@pytest.mark.parametrize("ending", [IMAGES, HOST, DISTILLER], ids=["panels", "host", "distiller"])
+def test_a_damaged_file_of_a_study_is_named_and_the_study_goes_on_without_it(
+    tmp_path, study, ending, damage, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(study.folder, tmp_path / "out")
+    file = kept_file(folder / "runs", RUN, ending)
+    whole = read_state(file)
+    damage(file)
+    if ending != IMAGES:
+        with pytest.raises(StateError, match=re.escape(file.name if file.exists() else ending)):
+            study.look_into(folder)
+    if file.exists():  # otherwise nothing is in the way
+        content = file.read_bytes()
+        with pytest.raises(StateError) as caught:
+            study.resume(folder)
+        assert str(file) in str(caught.value)
+        assert caught.value.fix == "delete it and go on with --resume: the run is done again"
+        assert len(str(caught.value)) < 2000
+        assert file.read_bytes() == content
+        file.unlink()
+    assert study.resume(folder)["comparisons"] == study.result["comparisons"]
+    assert not (tmp_path / "executed").exists()
+    tensors, values = read_state(file)
+    assert same(dict(sorted(tensors.items())), dict(sorted(whole[0].items())))
+    assert values == whole[1]
+
+
+def test_a_flipped_bit_in_the_weights_of_a_study_is_noticed(tmp_path, study):
+    folder, draw = shutil.copytree(study.folder, tmp_path / "out"), random.Random(4)
+    for ending in (HOST, DISTILLER, IMAGES):
+        file = kept_file(folder / "runs", RUN, ending)
+        whole = file.read_bytes()
+        for _ in range(100):
+            damaged = bytearray(whole)
+            damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+            file.write_bytes(damaged)
+            with pytest.raises(StateError, match=re.escape(str(file))):
+                is_finished(folder / "runs", RUN, SMALL)
+        if ending != IMAGES:
+            with pytest.raises(StateError, match=re.escape(str(file))):
+                study.look_into(folder)
+        file.write_bytes(whole)
+    study.look_into(folder)
+
+
+def test_the_files_of_a_study_by_an_earlier_version_are_read_and_its_runs_not_done_again(tmp_path, study):
+    folder = shutil.copytree(study.folder, tmp_path / "out")
+    plain = {}
+    for file in (folder / "runs").glob("*.safetensors"):
+        safetensors.torch.save_file(safetensors.torch.load_file(file), file)
+        plain[file] = file.read_bytes()
+    assert len(plain) == 4
+    assert study.resume(folder)["runs"] == study.result["runs"]
+    assert {file: file.read_bytes() for file in plain} == plain
+    study.look_into(folder)
+
+
+@pytest.mark.parametrize("ending", ["checkpoint", "distiller-1"])
+def test_a_damaged_file_of_a_run_that_was_stopped_is_named_and_the_run_begins_again(
+    tmp_path, study, ending, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(RUN, SMALL, study.data).train(tmp_path, lambda step: False)
+    checkpoint, file = tmp_path / f"{RUN.name}.checkpoint", tmp_path / f"{RUN.name}.{ending}"
+    whole, stopped = file.read_bytes(), Trainer(RUN, SMALL, study.data)
+    for name, damage in DAMAGES.items():
+        if (ending, name) == ("checkpoint", "missing"):
+            continue
+        file.write_bytes(whole)
+        damage(file)
+        with pytest.raises(StateError) as caught:
+            stopped.train(tmp_path, lambda step: True)
+        assert str(file) in str(caught.value), name
+        assert caught.value.asked == f"an interrupted run saved in {checkpoint}"
+        assert caught.value.fix == "delete it and go on with --resume: the run begins again"
+    checkpoint.unlink()
+    again = Trainer(RUN, SMALL, study.data).train(tmp_path, lambda step: True)
+    assert again["scores"] == study.result["runs"][1]["scores"]
+    assert not (tmp_path / "executed").exists()
+
+
 # -- image folders -----------------------------------------------------------------------------------------------------
 
 
@@ -361,8 +515,19 @@ def png(width, height, body=b"", depth=8, kind=2):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
 
 
+CUT, MANY, UNKNOWN, BOMB = "truncated|decoder", "animated or of several pages", "cannot identify", "Bomb|more than"
+ODD = b"\xff\x1b[31m.png"  # bytes that are no text
+BAD = {  # what is no usable image, and what the reason for it says
+    **dict.fromkeys(("cut.jpg", "cut.png", "cut.gif", "cut.webp", "cut.tif", "cut.bmp"), CUT),
+    **dict.fromkeys(("moving.gif", "moving.png", "moving.webp", "pages.tif"), MANY),
+    **dict.fromkeys(("zero.png", "text.jpg", "\\xff\x1b[31m.png"), UNKNOWN),
+    **dict.fromkeys(("bomb.png", "nearly.png", "bomb.bmp", "bomb.gif"), BOMB),
+}
+LIMITS = [Image.MAX_IMAGE_PIXELS, None]  # the second as many training scripts have it
+
+
 def bad_files(folder):
-    """Fill a folder with files that are no usable images; return their names."""
+    """Fill a folder with the files of ``BAD``."""
     for name in ("cut.jpg", "cut.png", "cut.gif", "cut.webp", "cut.tif", "cut.bmp"):
         photo((200, 200)).save(folder / name)
         whole = (folder / name).read_bytes()
@@ -375,21 +540,22 @@ def bad_files(folder):
     (folder / "nearly.png").write_bytes(png(12_000, 12_000))
     bmp = struct.pack("<2sIHHI", b"BM", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 24, *[0] * 6)
     (folder / "bomb.bmp").write_bytes(bmp)
-    (folder / "bomb.gif").write_bytes(b"GIF89a" + struct.pack("<HHBBB", 60_000, 60_000, 0, 0, 0) + b";")
-    (folder / os.fsdecode(b"\xff\x1b[31m.png")).touch()
-    return sorted(path.name for path in folder.iterdir())
+    side = struct.pack("<HH", 60_000, 60_000)
+    gif = b"GIF89a" + side + b"\x80\0\0" + b"\0\0\0\xff\xff\xff" + b",\0\0\0\0" + side + b"\0" + b"\2\2\x4c\1\0;"
+    (folder / "bomb.gif").write_bytes(gif)
+    (folder / os.fsdecode(ODD)).touch()
 
 
-def test_bad_images_are_named_skipped_and_counted(tmp_path, monkeypatch):
-    bad = bad_files(tmp_path)
+@pytest.mark.parametrize("limit", LIMITS)
+def test_bad_images_are_named_skipped_and_counted(tmp_path, monkeypatch, limit):
+    bad_files(tmp_path)
     photo().save(tmp_path / "good.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as many training scripts have it
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     loaded = load_folder(tmp_path, 16)
     assert loaded.names == ["good.png"]
-    assert len(loaded.skipped) == len(bad)
-    names = {name for name, _ in loaded.skipped}
-    assert {name for name in bad if name.isascii()} <= names
-    assert all(reason for _, reason in loaded.skipped)
+    assert sorted(name for name, _ in loaded.skipped) == sorted(BAD)
+    wrong = {name: reason for name, reason in loaded.skipped if not re.search(BAD[name], reason)}
+    assert not wrong
     json.dumps(loaded.skipped).encode()
     "".join(name + reason for name, reason in loaded.skipped).encode()
 
@@ -407,8 +573,8 @@ def test_bombs_take_no_memory(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_nothing_but_bad_images_is_an_error_that_counts_them(tmp_path):
-    bad = bad_files(tmp_path)
-    with pytest.raises(DataError, match=f"read {len(bad)} image"):
+    bad_files(tmp_path)
+    with pytest.raises(DataError, match=f"read {len(BAD)} image"):
         load_folder(tmp_path, 16)
 
 
@@ -473,3 +639,83 @@ def test_transparency_in_a_palette_is_laid_over_white(tmp_path):
     image.save(tmp_path / "clear.png", transparency=b"\0" * 256)
     image.save(tmp_path / "clear.gif", transparency=0)
     assert load_folder(tmp_path, 16).images.min() == 255
+
+
+# -- mask folders ------------------------------------------------------------------------------------------------------
+
+
+def bad_masks(folder):
+    """Fill a folder with the files of ``BAD``, all of them called PNG: what a file is, is told by its content."""
+    bad_files(folder)
+    for file in list(folder.iterdir()):
+        file.rename(file.with_name(f"{file.name}.png"))
+
+
+def half(size=20):
+    """Return a mask whose left half is the hole."""
+    return np.arange(size)[None] < size // 2 + np.zeros((size, 1))
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_bad_masks_are_named_left_out_and_counted(tmp_path, monkeypatch, limit):
+    bad_masks(tmp_path)
+    Image.fromarray(half()).save(tmp_path / "good.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.warns(UserWarning, match="left out") as caught:
+        masks = load_mask_folder(tmp_path, 20)
+    assert torch.equal(masks[:, 0], torch.from_numpy(half())[None])
+    (text,) = [str(each.message) for each in caught]  # and none of Pillow's
+    counted, named = text.split(": ", 1)
+    assert counted == f"{len(BAD)} of {len(BAD) + 1} masks left out"
+    reasons = dict(re.findall(r"(?:^|; )(\S+)\.png \((.*?)\)(?=; |$)", named))
+    assert reasons.keys() == BAD.keys()
+    assert not {name: reason for name, reason in reasons.items() if not re.search(BAD[name], reason)}
+    text.encode()
+
+
+def test_a_folder_of_nothing_but_bad_masks_is_an_error_that_counts_them(tmp_path):
+    bad_masks(tmp_path)
+    with pytest.raises(
+        DataError, match=rf"{len(BAD)} file.*none usable \(bomb\.bmp\.png \(DecompressionBombError"
+    ) as caught:
+        load_mask_folder(tmp_path, 16)
+    str(caught.value).encode()
+
+
+def _deep(path, kind):
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[kind]
+    values = np.repeat(half()[..., None] * (2**16 - 1), channels, axis=-1)
+    if kind in (4, 6):
+        values[..., -1] = 2**16 - 1
+    path.write_bytes(png(20, 20, b"".join(b"\0" + row.astype(">u2").tobytes() for row in values), depth=16, kind=kind))
+
+
+def _palette(path):
+    image = Image.fromarray((~half()).astype(np.uint8), "P")  # whose first colour is white
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    image.save(path)
+
+
+def _as(mode, kind="png", **options):
+    return lambda path: Image.fromarray(half()).convert("RGB").convert(mode).save(path, kind, **options)
+
+
+UNUSUAL = {
+    "1 bit": _as("1"),
+    "RGBA": _as("RGBA"),
+    "gray and alpha": _as("LA"),
+    "palette": _palette,
+    "CMYK": _as("CMYK", "jpeg", quality=95),
+    "CMYK without loss": _as("CMYK", "tiff"),
+    "GIF": _as("L", "gif"),
+    "16 bits, gray": lambda path: _deep(path, 0),
+    "16 bits, RGB": lambda path: _deep(path, 2),
+    "16 bits, gray and alpha": lambda path: _deep(path, 4),
+    "16 bits, RGBA": lambda path: _deep(path, 6),
+}
+
+
+@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in UNUSUAL.items()])
+def test_masks_of_unusual_pixels_keep_their_hole(tmp_path, make):
+    make(tmp_path / "mask.png")
+    assert torch.equal(load_mask_folder(tmp_path, 20)[0, 0], torch.from_numpy(half()))
