@@ -409,6 +409,7 @@ def test_a_key_that_is_masked_and_a_row_of_such_keys_are_no_fault():
     assert rows.isnan().any()
     for whose in ("student", "teacher"):
         assert seen_by(AttentionMap(rows=rows, bias=bias), whose)
+        assert seen_by(AttentionMap(rows=rows, bias=bias[None, None]), whose)
         assert not seen_by(AttentionMap(rows=rows), whose)
 
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from inpaint_distill.errors import CaptureError, PlanError
 from inpaint_distill.host.attention import AttentionSite
-from inpaint_distill.host.attention_taps import AttentionTaps
+from inpaint_distill.host.attention_taps import AttentionTaps, _Opened
 from inpaint_distill.host.watch import StopForward
 
 
@@ -441,6 +441,15 @@ def test_no_mode_outlives_an_interrupted_forward(error, under, ending):
         taps.begin()
         module(value())
         assert torch.equal(taps.take()[1].rows, module.inner.weights)
+
+
+def test_a_mode_that_was_pushed_above_stays_when_the_one_below_it_goes():
+    below, above = Idle(), Idle()
+    opened = _Opened(below)
+    with above:
+        opened.close()
+        assert overrides._get_current_function_mode_stack() == [above]
+    assert overrides._get_current_function_mode_stack() == []
 
 
 def test_an_exception_ends_a_mode_at_once_and_is_not_hidden_by_seen():

@@ -123,6 +123,24 @@ def test_two_backwards_measure_what_one_does():
     torch.testing.assert_close(factors[0], factors[1], rtol=1e-3, atol=0)
 
 
+def test_a_part_of_the_hosts_loss_whose_gradient_came_before_is_added_to_that_of_the_rest():
+    toy = ZOO["separate"]
+    factors = []
+    for apart in (False, True):
+        host, distiller = attached(toy, balance="gradient_norm", balance_every=1)
+        for image, mask in batches(2):
+            restored = toy.select(toy.call(host, image, mask))
+            inside, outside = ((restored - image).abs() * part for part in (mask, 1 - mask))
+            one, other, added = inside.mean(), outside.mean(), distiller.loss(image, mask)
+            if apart:
+                one.backward(retain_graph=True)
+                (other + added).backward()
+            else:
+                (one + other + added).backward()
+        factors.append(distiller._composer.balancer.factors["cross"])
+    torch.testing.assert_close(factors[0], factors[1], rtol=1e-3, atol=0)
+
+
 def test_measuring_does_not_change_the_training():
     toy = ZOO["separate"]
     states = []
