@@ -23,7 +23,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from hosts import ZOO, batches, footprint, make_optimizer, reconstruct, same
+from hosts import EVERY_HOST, ZOO, ToyHost, batches, footprint, make_optimizer, reconstruct, same
+from hosts.base import Plain
 
 import inpaint_distill
 from inpaint_distill.errors import InpaintDistillError
@@ -38,9 +39,25 @@ SETTINGS = {"warmup": 0, "lookahead": {"every": 2}}
 HOST = ZOO["concatenated"]
 
 
+class WithSpare(Plain):
+    """Has a layer that its forward leaves out."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Conv2d(3, 3, 1)
+
+
+SPARE = ToyHost("a layer that is not used", WithSpare)
+
+
 def ddp(**options):
     """Return what wraps a host."""
     return lambda host: nn.parallel.DistributedDataParallel(host, **options)
+
+
+def compiled(host):
+    """Wrap a host in ``torch.compile``."""
+    return torch.compile(host, backend="eager")
 
 
 class Trainer:
@@ -65,7 +82,8 @@ class Trainer:
     def data(self, count, start=0):
         """Make batches: whole ones, or this process's half of them."""
         half = slice(None) if self.whole else slice(RANK * EACH, (RANK + 1) * EACH)
-        return [(image[half], mask[half]) for image, mask in batches(count, start, count=WORLD * EACH)]
+        whole = batches(count, start, count=WORLD * EACH, **self.toy.images)
+        return [(image[half], mask[half]) for image, mask in whole]
 
     def train(self, steps=STEPS, start=0, *, accumulate=1):
         """Train, with ``no_sync`` where batches are accumulated."""
@@ -178,17 +196,24 @@ class Holder(nn.Module):
 IMAGE, MASK = batches(1)[0]
 OFF = {"lookahead": {"engine": "off"}}
 ALONE = {"balance": "none", "cross": {"weight": 0.0}, "self": {"weight": 0.0}}  # attention, of untrained rows
+UNROLL = {"lookahead": {"engine": "unroll", "every": 2}}  # a finite difference magnifies the rounding of some hosts
 TOGETHER = {
     "find_unused_parameters=False": {"wrap": ddp()},
     "find_unused_parameters=True": {"wrap": ddp(find_unused_parameters=True)},
     "static_graph=True": {"wrap": ddp(static_graph=True)},
+    "an unused parameter, find_unused_parameters=True": {"wrap": ddp(find_unused_parameters=True), "toy": SPARE},
+    "an unused parameter, static_graph=True": {"wrap": ddp(static_graph=True), "toy": SPARE},
     "gradient_as_bucket_view=True": {"wrap": ddp(gradient_as_bucket_view=True)},
     "accumulation with no_sync": {"wrap": ddp(), "accumulate": 2},
-    "compiled DDP": {"wrap": lambda host: torch.compile(ddp()(host), backend="eager")},
-    "DDP of a compiled host": {"wrap": lambda host: ddp()(torch.compile(host, backend="eager"))},
+    "compiled DDP": {"wrap": lambda host: compiled(ddp()(host))},
+    "DDP of a compiled host": {"wrap": lambda host: ddp()(compiled(host))},
     "wrapped after attach": {"wrap": ddp(), "early": True, "image": IMAGE, "mask": MASK},
     "wrapped inside another module": {"wrap": lambda host: ddp()(Holder(host)), "early": True},
-    "no balance": {"wrap": ddp(), "config": {"balance": "none", "lookahead": {"engine": "unroll", "every": 2}}},
+    "two stages": {"wrap": ddp(), "toy": ZOO["two_stage"]},
+    "recurrent": {"wrap": ddp(), "toy": ZOO["recurrent"], "config": UNROLL},
+    "partial convolutions": {"wrap": ddp(), "toy": ZOO["partial_conv"], "config": UNROLL},
+    "gated convolutions": {"wrap": ddp(), "toy": EVERY_HOST["gated-conv"], "config": UNROLL},
+    "no balance": {"wrap": ddp(), "config": UNROLL | {"balance": "none"}},
     "layer normalisation": {"wrap": ddp(), "config": {"cross": {"normalize": "layer"}}},
     "everywhere": {"wrap": ddp(), "config": {"cross": {"region": "all"}}},
     "unroll of two steps": {"wrap": ddp(), "config": {"lookahead": {"engine": "unroll", "every": 2, "steps": 2}}},
@@ -197,7 +222,7 @@ TOGETHER = {
     "attention": {
         "wrap": ddp(),
         "toy": ZOO["fused_attention"],
-        "config": ALONE | {"attention": {"weight": 1e6}, "lookahead": {"engine": "unroll", "every": 2}},
+        "config": ALONE | UNROLL | {"attention": {"weight": 1e6}},
     },
     "completion": {"wrap": ddp(), "early": True, "image": IMAGE, "mask": MASK, "completion": True},
     "fusion": {"wrap": ddp(), "early": True, "image": IMAGE, "mask": MASK, "config": {"fusion": True}},
@@ -257,16 +282,23 @@ def processes_that_train_apart():
     return {"met": trainer.distiller._processes.group is not None, "equal": torch.equal(first, second)}
 
 
+WRAPPED = {  # by what the names of all parts begin with
+    "module.": ddp(),
+    "_orig_mod.": compiled,
+    "_orig_mod.module.": lambda host: compiled(ddp()(host)),
+    "module._orig_mod.": lambda host: ddp()(compiled(host)),
+}
+
+
 def names_with_wrappers():
     """Stages are named as ``named_modules()`` of what is called lists them."""
     found = {}
-    wraps = {"DDP": ddp(), "compiled DDP": lambda host: torch.compile(ddp()(host), backend="eager")}
-    for label, wrap in wraps.items():
+    for beginning, wrap in WRAPPED.items():
         called = wrap(HOST.build())
         names = [name for name, part in called.named_modules() if part in (unwrap(called).enc0, unwrap(called).enc2)]
         distiller = inpaint_distill.attach(called, stages=names, image=IMAGE, mask=MASK)
         planned = inpaint_distill.plan(called, IMAGE, MASK, stages=names)
-        found[label] = [names, *([stage.label for stage in plan.stages] for plan in (distiller.plan, planned))]
+        found[beginning] = [names, *([stage.label for stage in plan.stages] for plan in (distiller.plan, planned))]
     return found
 
 

@@ -16,6 +16,7 @@ SECONDS = 400  # of a busy machine
 # Of what one process would have; a finite difference magnifies rounding, to 1e-4.
 ROUNDING = {"factors": 1e-4, "gradients, host": 1e-4}
 UNROLLED = {"attention", "no balance", "unroll of two steps"}
+UNROLLED |= {"recurrent", "partial convolutions", "gated convolutions"}
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +152,11 @@ def test_a_run_whose_processes_save_one_file_each_goes_on_bit_for_bit(found):
 # -- names, and what is refused ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrap", ["DDP", "compiled DDP"])
-def test_stages_may_be_named_as_the_wrapped_module_lists_them(found, wrap):
+@pytest.mark.parametrize("beginning", worker.WRAPPED)
+def test_stages_may_be_named_as_the_wrapped_module_lists_them(found, beginning):
     for each in take(found, "names_with_wrappers"):
-        listed, attached, planned = each[wrap]
-        assert all(name.startswith("module." if wrap == "DDP" else "_orig_mod.module.") for name in listed)
+        listed, attached, planned = each[beginning]
+        assert listed == [f"{beginning}enc0", f"{beginning}enc2"]
         assert attached == planned == ["enc0", "enc2"]
 
 

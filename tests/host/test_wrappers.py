@@ -1,5 +1,7 @@
 """A host trains alike bare and inside DataParallel, DDP, torch.compile and checkpoint wrappers, and is given back."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from hosts import ZOO, batch, batches, footprint, make_optimizer, same, train
@@ -12,7 +14,7 @@ from inpaint_distill import adapters
 from inpaint_distill.errors import PlanError
 from inpaint_distill.host.adapter import Adapter, Variant
 from inpaint_distill.host.conventions import Convention
-from inpaint_distill.host.wrappers import plain_name, unwrap
+from inpaint_distill.host.wrappers import name_inside, plain_name, unwrap
 from inpaint_distill.networks.meta import meta_parameters
 
 TOY = ZOO["concatenated"]
@@ -113,6 +115,41 @@ def test_a_wrapped_host_can_be_planned_from_an_image_and_its_stages_named(alone,
     assert distiller.loss(image, mask) > 0
     assert distiller.detach() is called
     assert hooks(called) == before
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_stages_may_be_named_as_the_wrapped_module_lists_them(alone, wrap):
+    called = wrap(TOY.build())
+    image, mask = batch()
+    listed = [name for name, _ in called.named_modules() if name.endswith(("enc0", "enc2"))]
+    assert not {"enc0", "enc2"} & {*listed}
+    plan = inpaint_distill.plan(called, image, mask, stages=listed)
+    assert [stage.label for stage in plan.stages] == ["enc0", "enc2"]
+    distiller = inpaint_distill.attach(called, image=image, mask=mask, stages=listed, config=CONFIG)
+    assert distiller.plan.stages == plan.stages
+
+
+@pytest.mark.parametrize(
+    ("wrap", "name", "inside"),
+    [
+        (compiled, "_orig_mod.enc0", "enc0"),
+        (nn.DataParallel, "module.enc0", "enc0"),
+        (lambda host: compiled(nn.DataParallel(host)), "_orig_mod.module.enc0.0", "enc0.0"),
+        (lambda host: nn.DataParallel(compiled(host)), "module._orig_mod.enc0", "enc0"),
+        (lambda host: nn.DataParallel(compiled(host)), "_orig_mod.enc0", "_orig_mod.enc0"),  # not its beginning
+        (compiled, "enc0", "enc0"),
+        (compiled, Down, Down),
+        (lambda host: host, "module.enc0", "module.enc0"),
+    ],
+)
+def test_a_name_that_a_wrapper_lists_is_that_of_the_part_inside(wrap, name, inside):
+    assert name_inside(wrap(TOY.build()), name) == inside
+
+
+def test_a_part_that_is_called_as_a_wrapper_calls_its_own_keeps_its_name():
+    called = nn.DataParallel(nn.Sequential(OrderedDict(module=TOY.build())))
+    assert name_inside(called, "module.enc0") == "module.enc0"
+    assert name_inside(called, "module.module.enc0") == "module.enc0"
 
 
 def test_the_host_inside_may_be_called_too():
