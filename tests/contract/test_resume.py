@@ -1,10 +1,12 @@
 """A run that is saved, killed and taken up again by another process is the run that was never interrupted."""
 
+import functools
 import hashlib
 import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -21,7 +23,7 @@ from hosts import EVERY_HOST, SAMPLE, batches, make_optimizer, state_of, train
 import inpaint_distill
 from inpaint_distill.errors import TeacherWarning
 from inpaint_distill.files import replacing, write_json
-from inpaint_distill.state import read_state, write_state
+from inpaint_distill.state import pack, read_state, write_state
 from inpaint_distill.teachers import FrozenTeacher
 
 SAVED, STEPS = 3, 6  # the run is saved after an odd step: one of the two batches of a look-ahead is kept
@@ -241,8 +243,43 @@ def _read_json(path):
     return {json.loads(path.read_text())["n"]}
 
 
-WRITERS = {"state": (_write_state, _read_state), "host": (_save_host, _load_host), "json": (_write_json, _read_json)}
-KILLS = {"state": 50, "host": 15, "json": 15}
+@functools.cache
+def _distiller():
+    """Build a distiller, once in a process, and let it train until all of its parts have something to save."""
+    warnings.simplefilter("ignore", TeacherWarning)
+    loop = Loop(Case("separate_known", "ema", "gradient_norm", "finite_difference", completion=True, optimizer="AdamW"))
+    loop.train(0, SAVED)
+    empty = [name for name, part in loop.distiller._parts.items() if not part.state()[0]]
+    assert not empty
+    return loop.distiller
+
+
+def _numbers(distiller):
+    """Return the tensors that are saved and can hold any number: nearly all of them."""
+    return [tensor for tensor in pack(distiller._parts)[0].values() if tensor.is_floating_point()]
+
+
+def _save_distiller(path, number):
+    distiller = _distiller()
+    for tensor in _numbers(distiller):
+        tensor.detach().fill_(number)
+    distiller._step = number
+    distiller.save(path)
+
+
+def _load_distiller(path):
+    distiller = _distiller()
+    distiller.load(path)
+    return {distiller._step, *(number for tensor in _numbers(distiller) for number in tensor.unique().tolist())}
+
+
+WRITERS = {
+    "state": (_write_state, _read_state),
+    "host": (_save_host, _load_host),
+    "json": (_write_json, _read_json),
+    "distiller": (_save_distiller, _load_distiller),
+}
+KILLS = 50
 
 
 def _save_without_end(write, path, first, told):
@@ -254,8 +291,11 @@ def _save_without_end(write, path, first, told):
         os._exit(1)
 
 
-def kill_while_saving(folder, writer):
-    """Let a process save without end, kill it at a random moment, and read what is there; many times."""
+def kill_while_saving(folder, writer, found=None):
+    """Let a process save without end, kill it at a random moment, and read what is there; many times.
+
+    What is there is copied to ``found``, if given, under the number that was read.
+    """
     torch.set_num_threads(1)  # a fork has none of the threads that its parent's kernels wait for
     write, read = WRITERS[writer]
     path = folder / "checkpoint"
@@ -266,9 +306,9 @@ def kill_while_saving(folder, writer):
     delays, last, inside = random.Random(5), 0, 0
     for kill in itertools.count():
         # Where in a save a kill comes is the scheduler's choice: go on until enough came between its writes.
-        if kill >= KILLS[writer] and inside >= KILLS[writer] // 5:
+        if kill >= KILLS and inside >= KILLS // 5:
             break
-        assert kill < 20 * KILLS[writer], "the kills come between the saves"
+        assert kill < 20 * KILLS, "the kills come between the saves"
         ready, told = os.pipe()
         child = os.fork()
         if child == 0:
@@ -285,6 +325,8 @@ def kill_while_saving(folder, writer):
         (number,) = read(path)
         assert last + done <= number <= last + done + 1, "neither the last one that was finished nor the next"
         last = int(number)
+        if found is not None:
+            shutil.copy(path, found / str(last))
         left = [each for each in folder.iterdir() if each != path]
         inside += bool(left)
         for each in left:
@@ -292,9 +334,25 @@ def kill_while_saving(folder, writer):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ["state", "host", "json"])
 def test_a_process_killed_while_saving_leaves_the_old_file_or_the_new_one(tmp_path, writer):
     in_new_process("contract.kill_while_saving(Path(sys.argv[1]), sys.argv[2])", tmp_path, writer)
+
+
+def load_what_was_found(folder):
+    """Load what was there after each kill, in a process that had no part in it."""
+    for file in folder.iterdir():
+        assert _load_distiller(file) == {int(file.name)}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_a_killed_process_leaves_of_a_distiller_is_loaded_whole_by_a_new_one(tmp_path):
+    saved, found = tmp_path / "saved", tmp_path / "found"
+    saved.mkdir()
+    found.mkdir()
+    in_new_process("contract.kill_while_saving(Path(sys.argv[1]), 'distiller', Path(sys.argv[2]))", saved, found)
+    assert len(list(found.iterdir())) >= KILLS
+    in_new_process("contract.load_what_was_found(Path(sys.argv[1]))", found)
 
 
 def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one_and_its_folder_after(tmp_path, monkeypatch):
