@@ -563,11 +563,18 @@ def test_bad_images_are_named_skipped_and_counted(tmp_path, monkeypatch, limit):
 def test_bombs_take_no_memory(tmp_path, monkeypatch):
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    photo().save(tmp_path / "good.png")
-    load_folder(tmp_path, 16)
-    bad_files(tmp_path)
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for folder in (images, masks):
+        folder.mkdir()
+        Image.fromarray(half()).save(folder / "good.png")
+    load_folder(images, 16)
+    load_mask_folder(masks, 16)
+    bad_files(images)
+    bad_masks(masks)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    load_folder(tmp_path, 16)
+    load_folder(images, 16)
+    with pytest.warns(UserWarning, match="left out"):
+        load_mask_folder(masks, 16)
     # An image at the limit would be 270 MB, a bomb of these 10 GB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
 
