@@ -88,12 +88,12 @@ class CompanionOptimizer:
         for gradient in gradients:
             # What overflowed counts as nothing: GradScaler skips such a step for the host.
             gradient.nan_to_num_(0.0, 0.0, 0.0)
-        self.scale = None
         if self.model is not None:
             for group in self.inner.param_groups:
                 group["lr"] = self.model.param_groups[0]["lr"]
         self.inner.step()
         self.inner.zero_grad()
+        self.scale = None  # last: gradients that Ctrl-C has left here are then known to be waiting, and cleared
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the moments, as tensors and JSON values."""

@@ -16,7 +16,7 @@ from inpaint_distill.host.tree import tensors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["RandomState", "copy_module", "forked_rng", "module_device", "runs_again", "untouched"]
+__all__ = ["RandomState", "copy_module", "forked_rng", "lending", "module_device", "runs_again", "untouched"]
 
 
 @contextmanager
@@ -133,6 +133,20 @@ def untouched(module: nn.Module) -> Iterator[None]:
             vars(part).update(plain)
             for container, content in contents[id(part)]:
                 _refill(container, content)
+
+
+@contextmanager
+def lending(module: nn.Module) -> Iterator[None]:
+    """Put a module's parameters back in their places on exit, where ``functional_call`` has put others.
+
+    It does so itself, except after Ctrl-C while it swaps them: some of the others would stay for good.
+    """
+    own = [(part, dict(part._parameters)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, parameters in own:
+            part._parameters.update(parameters)
 
 
 def copy_module(module: nn.Module) -> nn.Module:

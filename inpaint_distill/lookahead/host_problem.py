@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from inpaint_distill.distributed import mean
 from inpaint_distill.errors import ConfigError, ReplayError
-from inpaint_distill.host.guard import untouched
+from inpaint_distill.host.guard import lending, untouched
 from inpaint_distill.host.outputs import restored_images
 from inpaint_distill.host.watch import Views, Watch
 from inpaint_distill.networks.meta import meta_parameters
@@ -192,7 +192,8 @@ class HostProblem:
             }
             own |= {key[len(name) + 1 :]: each for key, each in meta.items() if key.startswith(f"{name}.")}
             views = [getattr(each, term.looks_at) for each in (seen, self.teacher, anchor or seen)]
-            value = functional_call(term, own, (views[0], views[1], hole, views[2]))
+            with lending(term):
+                value = functional_call(term, own, (views[0], views[1], hole, views[2]))
             parts.append((self.factors[name] * value).sum())
         return torch.stack(parts).sum(), anchor or seen.detached()
 
@@ -212,5 +213,5 @@ class HostProblem:
 
     def _forward(self, theta: Parameters, batch: Batch) -> Any:
         own = {place: theta[key] for place, key in self._places.items()}
-        with untouched(self.host), batch.cast():
+        with untouched(self.host), lending(self.host), batch.cast():
             return functional_call(self._runner, own, (batch.call,), tie_weights=False)

@@ -9,6 +9,7 @@ import torch
 from hosts import EVERY_HOST, SAMPLE, batches, make_optimizer, reconstruct, same, state_of, train
 from torch import overrides
 from torch.nn import functional as F
+from torch.nn.utils._named_member_accessor import NamedMemberAccessor
 
 import inpaint_distill
 from inpaint_distill.host.tree import tensors
@@ -134,6 +135,27 @@ def in_the_inpainting_loss(loop, error):
 
 
 @contextmanager
+def while_a_look_ahead_lends_weights(loop, error):
+    whole, swapped = NamedMemberAccessor.swap_tensor, []
+
+    def swap(*args, **kwargs):
+        swapped.append(args)
+        if len(swapped) == 3:  # of the first forward; torch puts nothing back before it has swapped all
+            raise error
+        return whole(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NamedMemberAccessor, "swap_tensor", swap)
+        yield
+
+
+@contextmanager
+def after_the_companions_step(loop, error):
+    with removing(loop.distiller._companion.inner.register_step_post_hook(strike(error))):
+        yield
+
+
+@contextmanager
 def in_a_term(loop, error):
     with removing(loop.distiller._terms["cross"].register_forward_pre_hook(strike(error))):
         yield
@@ -162,9 +184,16 @@ PLACES = {
         in_a_term,
         in_the_teacher,
         in_backward,
+        after_the_companions_step,
+        while_a_look_ahead_lends_weights,
     )
 }
-AFTER_THE_STEP = ("in_the_look_aheads_forward", "in_the_inpainting_loss")
+AFTER_THE_STEP = (
+    "in_the_look_aheads_forward",
+    "in_the_inpainting_loss",
+    "after_the_companions_step",
+    "while_a_look_ahead_lends_weights",
+)
 
 
 @pytest.mark.parametrize(("name", "teacher"), zip(SAMPLE, itertools.cycle(["online", "ema"]), strict=False))
