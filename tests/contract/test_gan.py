@@ -7,6 +7,7 @@ import pytest
 import torch
 from hosts import EVERY_HOST, SAMPLE, ZOO, batch, batches, make_optimizer, reconstruct, same, state_of
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import inpaint_distill
 from inpaint_distill.errors import CaptureError
@@ -90,12 +91,12 @@ def test_how_the_discriminators_sample_is_drawn_does_not_change_the_training(toy
     assert same(*states)
 
 
-@pytest.mark.parametrize("name", ["separate", "batch_norm", "two_stage"])
-def test_sampling_without_a_graph_does_not_change_the_training(name):
+@pytest.mark.parametrize("toy", [pytest.param(PLAIN, id="separate"), *SAMPLED])
+def test_sampling_without_a_graph_does_not_change_the_training(toy):
     states = []
     for way in ("paused", "no_grad", "inference_mode"):
-        game = Game(ZOO[name], way)
-        for order, (image, mask) in zip(ORDERS, batches(3), strict=True):
+        game = Game(toy, way)
+        for order, (image, mask) in zip(ORDERS, batches(3, **toy.images), strict=True):
             game.step(order, image, mask)
         states.append(game.state())
     assert same(states[1], states[0])
@@ -237,15 +238,22 @@ def _fail(module, args, output):
 # -- no leak -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_no_feature_of_a_step_outlives_the_next(order):
-    game = Game(PLAIN)
+@pytest.mark.parametrize(
+    ("toy", "order"),
+    [
+        *(pytest.param(PLAIN, order, id=f"separate-{order}") for order in ORDERS),
+        *(pytest.param(EVERY_HOST[name], "between", id=name) for name in SAMPLE),
+    ],
+)
+def test_no_feature_of_a_step_outlives_the_next(toy, order):
+    game = Game(toy)
     seen = []
-    handle = game.host.enc1.register_forward_hook(lambda module, args, output: seen.append(weakref.ref(output)))
-    for image, mask in batches(2):
+    deepest = game.host.get_submodule(game.distiller.plan.stages[-1].name)
+    handle = deepest.register_forward_hook(lambda module, args, output: seen.extend(references(output)))
+    for image, mask in batches(2, **toy.images):
         game.step(order, image, mask)
     earlier = list(seen)
-    game.step(order, *batch(2))
+    game.step(order, *batch(2, **toy.images))
     gc.collect()
     assert len(earlier) >= 4
     assert all(reference() is None for reference in earlier)
@@ -253,6 +261,11 @@ def test_no_feature_of_a_step_outlives_the_next(order):
     game.distiller.detach()
     gc.collect()
     assert all(reference() is None for reference in seen)
+
+
+def references(output):
+    """Refer weakly to every tensor of an output."""
+    return [weakref.ref(each) for each in tree_leaves(output) if isinstance(each, torch.Tensor)]
 
 
 def test_forwards_with_a_graph_that_nobody_uses_do_not_pile_up():

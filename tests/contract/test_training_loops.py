@@ -85,28 +85,42 @@ def test_loss_scaling_leaves_the_training_as_it_was(kind, lr, balance):
         torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-5)
 
 
-def scaled_step(scaler, host, optimizer, distiller, image, mask, factor=1.0):
-    loss = reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)
+def scaled_step(scaler, host, optimizer, distiller, image, mask, factor=1.0, toy=PLAIN):
+    loss = reconstruct(toy, host, image, mask) + distiller.loss(image, mask)
     optimizer.zero_grad()
     scaler.scale(loss * factor).backward()
     scaler.step(optimizer)
     scaler.update()
 
 
-@pytest.mark.parametrize("factor", [float("inf"), float("nan"), 2.0**115])
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
-def test_a_step_that_the_scaler_skips_is_as_if_it_had_not_been(kind, factor):
+OVERFLOWS = [(torch.optim.AdamW, float("inf")), (torch.optim.SGD, float("inf"))]
+OVERFLOWS += [(kind, factor) for kind in (torch.optim.SGD, torch.optim.AdamW) for factor in (float("nan"), 2.0**115)]
+
+
+@pytest.mark.parametrize(
+    ("toy", "kind", "factor"),
+    [
+        *(pytest.param(PLAIN, *each, id=f"separate-{each[0].__name__}-{each[1]}") for each in OVERFLOWS),
+        *(pytest.param(EVERY_HOST[name], *OVERFLOWS[0], id=name) for name in SAMPLE),
+    ],
+)
+def test_a_step_that_the_scaler_skips_is_as_if_it_had_not_been(toy, kind, factor):
+    """But for what the host's own forward moves: batch statistics, random numbers."""
     runs = []
     for skips in (False, True):
-        host, optimizer, distiller = start(kind=kind, config=FIXED)
+        host, optimizer, distiller = start(toy, kind, config=FIXED)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-        scaled_step(scaler, host, optimizer, distiller, *batch(0))
+        first, second, *others = batches(4, **toy.images)
+        scaled_step(scaler, host, optimizer, distiller, *first, toy=toy)
         if skips:
-            scaled_step(scaler, host, optimizer, distiller, *batch(1), factor)
+            scaled_step(scaler, host, optimizer, distiller, *second, factor, toy)
             assert scaler.get_scale() == 2.0**15
             assert distiller._step == 1
-        for image, mask in batches(2, 2):
-            scaled_step(scaler, host, optimizer, distiller, image, mask)
+        else:
+            with distiller.paused():
+                toy.call(host, *second)
+        for image, mask in others:
+            scaled_step(scaler, host, optimizer, distiller, image, mask, toy=toy)
         runs.append([host.state_dict(), added(distiller), distiller._teacher.module.state_dict()])
     for plain, skipped in zip(*runs, strict=True):
         torch.testing.assert_close(skipped, plain, rtol=1e-5, atol=1e-7)
@@ -191,11 +205,12 @@ def test_the_added_networks_step_along_the_mean_of_the_micro_batches_however_the
 
 
 @pytest.mark.parametrize("completion", [False, True])
-def test_clipping_the_hosts_gradients_reaches_what_is_in_the_host_and_nothing_else(completion):
-    host, optimizer, distiller = start(config={**FIXED, "completion": completion})
-    train(PLAIN, host, optimizer, batches(1), distiller)
-    image, mask = batch(1)
-    loss = reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)
+@pytest.mark.parametrize("toy", SAMPLED)
+def test_clipping_the_hosts_gradients_reaches_what_is_in_the_host_and_nothing_else(toy, completion):
+    host, optimizer, distiller = start(toy, config={**FIXED, "completion": completion})
+    train(toy, host, optimizer, batches(1, **toy.images), distiller)
+    image, mask = batch(1, **toy.images)
+    loss = reconstruct(toy, host, image, mask) + distiller.loss(image, mask)
     optimizer.zero_grad()
     loss.backward()
     before = [p.grad.clone() for p in distiller._terms.trained()]
@@ -211,22 +226,28 @@ def test_clipping_the_hosts_gradients_reaches_what_is_in_the_host_and_nothing_el
 # -- several optimizers, groups, schedules -----------------------------------------------------------------------------
 
 
+def parts(host, count):
+    """Split a host's parameters, as it lists them, into as many parts: its encoder is in the first ones, mostly."""
+    own = [p for p in host.parameters() if p.requires_grad]
+    return [own[len(own) * number // count : len(own) * (number + 1) // count] for number in range(count)]
+
+
 def split(host):
-    """Split a plain host into encoder and decoder, an optimizer each."""
-    inner = [p for name, p in host.named_parameters() if name.startswith("enc")]
-    outer = [p for name, p in host.named_parameters() if not name.startswith("enc")]
+    """Make an optimizer for each half of a host."""
+    inner, outer = parts(host, 2)
     return torch.optim.AdamW(inner, lr=1e-3), torch.optim.SGD(outer, lr=1e-2)
 
 
-def test_of_several_optimizers_one_is_given_or_the_distiller_is_stepped_by_hand():
+@pytest.mark.parametrize("toy", SAMPLED)
+def test_of_several_optimizers_one_is_given_or_the_distiller_is_stepped_by_hand(toy):
     states = []
     for given in (True, False):
         torch.manual_seed(1)
-        host = PLAIN.build()
+        host = toy.build()
         encoders, decoders = split(host)
         distiller = inpaint_distill.attach(host, encoders if given else None, config=QUICK)
-        for image, mask in batches(3):
-            loss = reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)
+        for image, mask in batches(3, **toy.images):
+            loss = reconstruct(toy, host, image, mask) + distiller.loss(image, mask)
             for optimizer in (decoders, encoders):
                 optimizer.zero_grad()
             loss.backward()
@@ -255,9 +276,9 @@ def test_the_decoders_optimizer_may_be_the_one_that_is_given():
 
 
 def grouped(host):
-    """Give each top-level part a group and a learning rate of its own."""
-    rates = {"enc0": 1e-4, "enc1": 2e-4, "enc2": 4e-4, "up": 8e-4}
-    return torch.optim.AdamW([{"params": getattr(host, name).parameters(), "lr": lr} for name, lr in rates.items()])
+    """Give each quarter of a host a group and a learning rate of its own."""
+    rates = (1e-4, 2e-4, 4e-4, 8e-4)
+    return torch.optim.AdamW([{"params": part, "lr": lr} for part, lr in zip(parts(host, 4), rates, strict=True)])
 
 
 SCHEDULES = {
@@ -271,25 +292,36 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("completion", [False, True])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_parameter_groups_and_the_schedules_that_count_them_stay_as_they_are(schedule, completion):
+@pytest.mark.parametrize(
+    ("toy", "schedule", "completion"),
+    [
+        *(
+            pytest.param(PLAIN, schedule, completion, id=f"separate-{schedule}-{completion}")
+            for schedule in SCHEDULES
+            for completion in (False, True)
+        ),
+        *(pytest.param(EVERY_HOST[name], "a list of lambdas", True, id=name) for name in SAMPLE),
+    ],
+)
+def test_parameter_groups_and_the_schedules_that_count_them_stay_as_they_are(toy, schedule, completion):
     rates = []
     for attached in (False, True):
-        host = PLAIN.build()
+        host = toy.build()
         optimizer = grouped(host)
         scheduler = SCHEDULES[schedule](optimizer)
         distiller = None
         if attached:
             distiller = inpaint_distill.attach(host, optimizer, completion=completion, config=QUICK)
-        for image, mask in batches(4):
-            train(PLAIN, host, optimizer, [(image, mask)], distiller)
+        for image, mask in batches(4, **toy.images):
+            train(toy, host, optimizer, [(image, mask)], distiller)
             scheduler.step(*([1.0] if schedule == "by the loss" else []))
             rates.append([group["lr"] for group in optimizer.param_groups])
         SCHEDULES[schedule](optimizer)  # made after the attaching, it counts as many
     assert rates[:4] == rates[4:]
     assert all(len(each) == 4 for each in rates)
-    train(PLAIN, host, optimizer, batches(1, 4), distiller)
+    grouped_ones = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped_ones) == sorted(id(p) for p in host.parameters()), "blocks are in a group, and once"
+    train(toy, host, optimizer, batches(1, 4, **toy.images), distiller)
     assert distiller._companion.inner.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"], "it follows the first"
 
 
