@@ -91,12 +91,14 @@ class AttentionMode(TorchFunctionMode):
 
     Attributes:
         calls: What was seen, in order.
+        over: Nothing more is to be seen, wherever the mode may still be.
     """
 
     def __init__(self, *, logits: bool) -> None:
         super().__init__()
         self.logits = logits
         self.calls: list[AttentionCall] = []
+        self.over = False
         self._pushed_at = _apart.depth
 
     def __torch_function__(
@@ -104,7 +106,8 @@ class AttentionMode(TorchFunctionMode):
     ) -> Any:
         """Call the function and write it down if it is an attention."""
         output = func(*args, **(kwargs or {}))
-        call = read_function(func, args, kwargs or {}, output) if self._pushed_at == _apart.depth else None
+        sees = self._pushed_at == _apart.depth and not self.over
+        call = read_function(func, args, kwargs or {}, output) if sees else None
         if call is not None:
             call.remember(logits=self.logits)
             self.calls.append(call)

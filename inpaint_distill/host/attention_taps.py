@@ -50,6 +50,7 @@ class _Session:
     active: bool = False
     watch: Callable[[int, Tensor], None] | None = None
     seen: Callable[[], None] | None = None
+    outside: Sequence[TorchFunctionMode] = ()  # modes around the forward that is watched
     kept: dict[int, tuple[AttentionMap, list[tuple[Tensor, int]]]] = field(default_factory=dict)
 
     def keep(self, index: int, calls: list[AttentionCall], entering: Tensor | None) -> None:
@@ -80,21 +81,46 @@ class _Opened:
         self.below = _stack()
         _push(mode)
 
-    def close(self) -> None:
+    def close(self, outside: Sequence[TorchFunctionMode] = ()) -> None:
         """Take the mode off the stack, wherever it is.
 
         What is not an ``Exception`` (Ctrl-C, the end of a teacher's forward) passes a module without calling its
         hooks. Where it also passes a ``with`` of somebody's mode, that one pops the topmost, which is ours, and stays
         itself: then it goes instead.
+
+        Args:
+            outside: Modes that are not left yet, while the exception is still on its way.
         """
         stack = _stack()
-        stays = [mode for mode in stack if any(mode is other for other in (self.mode, *self.below))]
-        wrong = self.mode if any(mode is self.mode for mode in stack) else next(reversed(stays), None)
-        above = []
-        while wrong is not None and (mode := _pop()) is not wrong:
-            above.append(mode)
-        for mode in reversed(above):
-            _push(mode)
+        if _among(self.mode, stack):
+            _take_off(self.mode)
+        else:
+            left = [mode for mode in stack if _among(mode, self.below) and not _among(mode, outside)]
+            if left:
+                _take_off(left[-1])
+
+
+def _among(mode: TorchFunctionMode, modes: Sequence[TorchFunctionMode]) -> bool:
+    return any(mode is other for other in modes)
+
+
+def _take_off(mode: TorchFunctionMode) -> None:
+    """Take a mode off the stack from below others."""
+    above = []
+    while (other := _pop()) is not mode:
+        above.append(other)
+    for other in reversed(above):
+        _push(other)
+
+
+def _take_off_what_is_over() -> None:
+    """Take off modes that have come back: torch pops a mode for its own call, and Ctrl-C there puts it off.
+
+    The generator that is to push it again is then held by the traceback, and does so when that is gone.
+    """
+    for mode in _stack():
+        if isinstance(mode, AttentionMode) and mode.over:
+            _take_off(mode)
 
 
 @dataclass
@@ -163,8 +189,11 @@ class _ModuleTap:
 
     def _end(self) -> _Running:
         call = self.running.pop()
+        if call.mode is not None:
+            call.mode.over = True
         if call.opened is not None:
-            call.opened.close()
+            passing = sys.exc_info()[1] is not call.handled
+            call.opened.close(self.session.outside if passing else ())
         return call
 
 
@@ -228,6 +257,7 @@ class AttentionTaps:
         """
         self.clear()
         self._session.watch, self._session.seen = watch, seen
+        self._session.outside = _stack()
         self._session.active = True
 
     def enter(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -268,6 +298,7 @@ class AttentionTaps:
         self._session.kept.clear()
         for tap in self._taps.values():
             tap.reset()
+        _take_off_what_is_over()
 
     def remove(self) -> None:
         """Take every hook off; other people's hooks stay."""

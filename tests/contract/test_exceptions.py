@@ -1,6 +1,7 @@
 """An error or Ctrl-C, wherever it strikes, leaves the host usable and the next step as if it had not happened."""
 
 import copy
+import gc
 import itertools
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils._named_member_accessor import NamedMemberAccessor
 
 import inpaint_distill
+from inpaint_distill.host.attention_calls import AttentionMode
 from inpaint_distill.host.tree import tensors
 from inpaint_distill.state import pack, unpack
 
@@ -258,6 +260,54 @@ def test_an_error_inside_tapped_attention_leaves_no_mode_behind_at_the_next_step
     first, second = both(loop, fresh)
     assert same(first, second)
     assert same(loop.state(), fresh.state())
+    assert loop.flags() == flags
+
+
+class PutBackLate:
+    """Take a mode off for a function, as torch does; Ctrl-C comes before ours is put back, which a generator does."""
+
+    whole = overrides._pop_mode_temporarily
+
+    def __init__(self):
+        self.taken = PutBackLate.whole()
+
+    def __enter__(self):
+        self.mode = self.taken.__enter__()
+        return self.mode
+
+    def __exit__(self, *error):
+        if isinstance(self.mode, AttentionMode):
+            raise KeyboardInterrupt("here")
+        return self.taken.__exit__(*error)
+
+
+@pytest.mark.parametrize("ending", ["the next step", "detach"])
+@pytest.mark.parametrize("name", ["contextual-attention", "mat"])
+def test_a_mode_that_torch_puts_back_after_ctrl_c_goes_with_the_next_step_or_detach(name, ending, monkeypatch):
+    loop = Loop(name, "ema")
+    loop.train(0, 3)
+    flags = loop.flags()
+    site = loop.distiller._teacher.sites[0].name
+    teacher = loop.distiller._teacher.module.get_submodule(site)
+    own = overrides.BaseTorchFunctionMode()  # the user's own stays
+
+    def late(*_):
+        monkeypatch.setattr(overrides, "_pop_mode_temporarily", PutBackLate)
+
+    with own:
+        handle = teacher.register_forward_pre_hook(late)
+        with pytest.raises(KeyboardInterrupt, match="here") as caught, removing(handle):
+            loop.train(10, 11)
+        monkeypatch.undo()
+        assert overrides._get_current_function_mode_stack() == [own]
+        del caught
+        gc.collect()
+        assert overrides._len_torch_function_stack() == 2, "it was to be put back now"
+        if ending == "detach":
+            loop.distiller.detach()
+        else:
+            loop.train(11, 12)
+        assert overrides._get_current_function_mode_stack() == [own]
     assert loop.flags() == flags
 
 
