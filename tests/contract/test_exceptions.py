@@ -3,6 +3,9 @@
 import copy
 import gc
 import itertools
+import random
+import signal
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -233,13 +236,7 @@ def test_an_error_of_either_kind_anywhere_leaves_a_host_that_is_itself_after_det
     with pytest.raises(type(error), match="here"), PLACES[place](loop, error):
         loop.train(10, 11)
     loop.distiller.detach()
-    bare = EVERY_HOST[name].build()
-    bare.load_state_dict(loop.host.state_dict())
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in loop.host.modules())
-    assert overrides._len_torch_function_stack() == 0
-    (image, mask), *_ = batches(1, size=loop.toy.size)
-    losses = [reconstruct(loop.toy, host, image, mask) for host in (loop.host, bare)]
-    assert same(losses[0].detach(), losses[1].detach())
+    assert is_itself(loop)
 
 
 @pytest.mark.parametrize("error", [Struck("here"), KeyboardInterrupt("here")], ids=["error", "Ctrl-C"])
@@ -309,6 +306,97 @@ def test_a_mode_that_torch_puts_back_after_ctrl_c_goes_with_the_next_step_or_det
             loop.train(11, 12)
         assert overrides._get_current_function_mode_stack() == [own]
     assert loop.flags() == flags
+
+
+# -- a real Ctrl-C -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def press():
+    """Return ``press(seconds, run)``: Ctrl-C once a run has computed for that long; it tells whether it ended there.
+
+    The alarm counts the processor's time, so that a busy machine does not move it.
+    """
+    own = {number: signal.getsignal(number) for number in (signal.SIGPROF, signal.SIGINT)}
+    signal.signal(signal.SIGPROF, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
+
+    def pressed(seconds, run):
+        try:
+            try:
+                signal.setitimer(signal.ITIMER_PROF, seconds)
+                run()
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    yield pressed
+    for number, handler in own.items():
+        signal.signal(number, handler)
+
+
+def length(loop):
+    """Return how long a step computes, in seconds."""
+    begin = time.process_time()
+    loop.train(5, 6)
+    return time.process_time() - begin
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no such alarm on this system")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # python drops it in a finalizer
+@pytest.mark.parametrize(
+    ("name", "teacher"), [("separate_known", "ema"), ("batch_norm", "online"), ("contextual-attention", "ema")]
+)
+def test_a_signal_at_any_moment_leaves_the_next_step_sound(name, teacher, press):
+    loop = Loop(name, teacher)
+    loop.train(0, 3)
+    fresh = Loop(name, teacher)
+    fresh.train(0, 1)
+    flags, whole, moments = loop.flags(), min(length(loop) for _ in range(3)), random.Random(0)
+    struck = 0
+    for _ in range(50):  # some come after the end
+        before = loop.state()
+        if not press(moments.uniform(1e-3, whole), lambda: loop.train(10, 11)):
+            continue
+        struck += 1
+        now = loop.state()
+        if same(weights(now, loop), weights(before, loop)) and same(now[0]["optimizer"], before[0]["optimizer"]):
+            assert now[2] == before[2]
+            assert same(beside(now), beside(before)), "what is beside the host moves with it or not at all"
+        fresh.take(now)  # whatever has moved: there is nothing else that the next step depends on
+        first, second = both(loop, fresh)
+        assert same(first, second)
+        assert all(loss.isfinite() for loss in first)
+        assert same(loop.state(), fresh.state())
+        assert loop.flags() == flags
+        if struck == 10:
+            break
+    assert struck == 10
+    loop.distiller.detach()
+    assert is_itself(loop)
+
+
+def weights(state, loop):
+    return [state[0]["host"][name] for name, _ in loop.host.named_parameters()]
+
+
+def beside(state):
+    """Pick what is trained beside the host by its own steps."""
+    tensors, _ = state[1]
+    return {name: each for name, each in tensors.items() if name.partition("/")[0] in ("terms", "companion")}
+
+
+def is_itself(loop):
+    """Hold a host that nothing is attached to any more against one that never was."""
+    bare = loop.toy.build()
+    bare.load_state_dict(loop.host.state_dict())
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in loop.host.modules())
+    assert overrides._len_torch_function_stack() == 0
+    (image, mask), *_ = batches(1, size=loop.toy.size)
+    losses = [reconstruct(loop.toy, host, image, mask) for host in (loop.host, bare)]
+    return same(losses[0].detach(), losses[1].detach())
 
 
 @pytest.mark.parametrize("error", [Struck("here"), KeyboardInterrupt("here")], ids=["error", "Ctrl-C"])
