@@ -530,7 +530,8 @@ class Distiller:
         candidates, last = self._forwards.candidates(), self._forwards.last
         if last is None or self._watch is None:
             if self._ran_without_grad:
-                found, fix = "the host ran under no_grad", "run the host with gradients before loss()"
+                found = "the host ran under no_grad, or in reentrant gradient checkpointing, which does so"
+                fix = "run the host with gradients before loss(), and checkpoint it with use_reentrant=False"
             else:
                 found, fix = "the host has not run since the last one", "call the host, then loss(), once per forward"
             raise CaptureError("a distillation loss", found, fix)
