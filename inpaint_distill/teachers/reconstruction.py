@@ -48,16 +48,23 @@ class _ReconstructionTeacher(CopyTeacher):
             own for own, other in zip(self.module.parameters(), host.parameters(), strict=True) if other.requires_grad
         ]
         self.optimizer = torch.optim.AdamW(self.trained, lr=self.lr, weight_decay=0.0)
+        self.modes = list(zip(self.module.modules(), host.modules(), strict=True))
 
     def prepare(self, recipe: Recipe, call: HostCall, image: Tensor) -> None:
         """Remember how the host takes the complete image, which is also the range in which it gives it back."""
         self.recipe = recipe
 
     def train_step(self, call: HostCall, image: Tensor) -> Tensor:
-        """Do one step of reconstruction and return its loss; ``call`` carries the complete image."""
+        """Do one step of reconstruction and return its loss; ``call`` carries the complete image.
+
+        Every layer is in the mode of the host's own: a batch of one has no statistics, and a host that trains on such
+        leaves its batch normalisations in eval mode.
+        """
         for parameter in self.trained:
             parameter.requires_grad_(True)
-        self.module.train()
+        for own, other in self.modes:
+            own.training = other.training
+        self.optimizer.zero_grad()  # of a step that Ctrl-C has ended just before it was over
         statistics = [(each, each.clone()) for each in self.module.buffers() if each.is_floating_point()]
         try:
             with torch.enable_grad():
@@ -222,7 +229,8 @@ class FrozenTeacher(_ReconstructionTeacher):
         images = self.images
         if isinstance(images, Tensor):
             order = torch.randperm(len(images), generator=generator)
-            yield from (images[part] for part in torch.split(order, size))
+            whole = len(order) // size * size or len(order)  # the rest, which may be one, comes in another epoch
+            yield from (images[part] for part in torch.split(order[:whole], size))
         else:
             yield from images or ()
 
