@@ -18,7 +18,7 @@ from inpaint_distill.host.adapted import derive
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.compiling import AroundCompiled, EagerForward, is_compiled_in_place, uncompiled
 from inpaint_distill.host.forwards import Forward, Forwards
-from inpaint_distill.host.guard import RandomState, forked_rng, module_device, runs_again
+from inpaint_distill.host.guard import RandomState, forked_rng, module_device, module_place, runs_again
 from inpaint_distill.host.taps import MethodHook, remove_with
 from inpaint_distill.host.tree import tensors
 from inpaint_distill.host.watch import Views, Watch
@@ -94,6 +94,8 @@ class Distiller:
         self._lookahead = Lookahead(config.lookahead, {})
         self._injected: Injected | None = None
         self._watch: Watch | None = None
+        self._planned: Plan | None = None  # before anything was added to it
+        self._place = module_place(self._host)  # of the host, when all this was built
         self._recipe: Recipe | None = None
         self._pending: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._forwards = Forwards()
@@ -284,11 +286,14 @@ class Distiller:
             return
         call = HostCall(args, kwargs)
         self._meet()
-        late = self._watch is None
-        if self._watch is None:
+        late = self._watch is None or self._place != module_place(self._host)
+        if late:
             try:
                 with self.paused():
-                    self._prepare(plan_call(self._host, call, self._wanted))
+                    if self._planned is None:
+                        self._prepare(plan_call(self._host, call, self._wanted))
+                    else:
+                        self._build_anew(self._planned)
             except BaseException:
                 self.undo()
                 raise
@@ -349,10 +354,11 @@ class Distiller:
 
     def _prepare(self, plan: Plan) -> None:
         """Inject what is to be injected, and build teacher, terms and taps on a plan."""
+        self._planned, self._place = plan, module_place(self._host)
         device = module_device(self._host)
         with forked_rng():
             torch.default_generator.manual_seed(self.config.seed)
-            self._injects_anew = injected(self._host) is None
+            self._injects_anew = self._injects_anew or injected(self._host) is None
             self._injected, sites = inject(self._host, plan, self.config, tap=self._wanted.taps_attention)
             self._teacher.bind(self._host)
             paired = self._teacher.plan(plan.stages, plan.image_size, sites)
@@ -383,6 +389,21 @@ class Distiller:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._restore(*pending)
+
+    def _build_anew(self, plan: Plan) -> None:
+        """Build the same again, with all that it has learned, beside a host that has been moved since.
+
+        What is kept of a former batch stays behind: it is of the device or type that the host was of.
+        """
+        self._forget()
+        self._lookahead.forget()
+        state = pack(self._parts)
+        if self._watch is not None:
+            self._watch.remove()
+        self._teacher.release()
+        self._prepare(plan)
+        unpack(self._parts, *state)
+        self._recipe = None
 
     def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         labels = [stage.label for stage in self._stages]

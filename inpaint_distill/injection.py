@@ -78,7 +78,8 @@ class Injected(nn.Module):
         module = host.get_submodule(stage.name)
         parameter = next(module.parameters(), next(host.parameters(), None))
         if parameter is not None:
-            block.to(parameter.device)
+            trains = parameter.is_floating_point() and parameter.itemsize > 1  # integers and 8 bits hold weights alone
+            block.to(device=parameter.device, dtype=parameter.dtype if trains else None)
         self.blocks.append(block)
         self.stages.append(stage)
         module.register_forward_hook(_Rewrite(self, len(self.blocks) - 1), prepend=True)

@@ -16,7 +16,16 @@ from inpaint_distill.host.tree import tensors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["RandomState", "copy_module", "forked_rng", "lending", "module_device", "runs_again", "untouched"]
+__all__ = [
+    "RandomState",
+    "copy_module",
+    "forked_rng",
+    "lending",
+    "module_device",
+    "module_place",
+    "runs_again",
+    "untouched",
+]
 
 
 @contextmanager
@@ -64,10 +73,15 @@ def runs_again() -> bool:
     return not torch.compiler.is_dynamo_compiling() and torch._C._current_graph_task_id() != -1
 
 
+def module_place(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the type of a module's first parameter or buffer; the CPU's default without any."""
+    tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
+    return (torch.device("cpu"), torch.get_default_dtype()) if tensor is None else (tensor.device, tensor.dtype)
+
+
 def module_device(module: nn.Module) -> torch.device:
     """Return where a module's first parameter or buffer lies; the CPU for a module without any."""
-    tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
-    return tensor.device if tensor is not None else torch.device("cpu")
+    return module_place(module)[0]
 
 
 _OWN = frozenset(vars(nn.Module()))  # what nn.Module itself keeps; "training" is restored with the rest

@@ -77,6 +77,10 @@ class Lookahead:
             self._batches.append(Batch.copy(call, image, mask, autocast))
             self._last = step
 
+    def forget(self) -> None:
+        """Forget the batches that are kept."""
+        self._batches.clear()
+
     def due(self, steps: int) -> bool:
         """Tell whether a look-ahead follows the step just done; two batches have to be there.
 

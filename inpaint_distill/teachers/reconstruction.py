@@ -149,7 +149,7 @@ class OnlineTeacher(_ReconstructionTeacher):
             if key.startswith("optimizer."):
                 _, index, name = key.split(".")
                 parameter = self.trained[int(index)]
-                self.optimizer.state[parameter][name] = value.to(parameter.device) if value.ndim else value.clone()
+                self.optimizer.state[parameter][name] = value.to(parameter) if value.ndim else value.clone()
 
     def describe(self) -> str:
         """Say in one line what the teacher is."""

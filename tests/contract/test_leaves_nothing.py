@@ -1,6 +1,7 @@
 """Of every host: watching changes nothing, weight 0 is the bare host, and after detach() it was never attached."""
 
 import copy
+import dataclasses
 from contextlib import suppress
 
 import pytest
@@ -9,6 +10,7 @@ from hosts import EVERY_HOST, SAMPLE, ZOO, batch, batches, footprint, make_optim
 
 import inpaint_distill
 from inpaint_distill.errors import PlanError
+from inpaint_distill.teachers import FrozenTeacher
 
 OFF = {"cross": {"weight": 0.0}, "self": {"weight": 0.0}, "attention": {"weight": 0.0}}
 COUNTS = {"warmup": 0, "balance": "none", "ema_decay": 0.9, "lookahead": {"every": 2}}  # from the first step on
@@ -102,9 +104,9 @@ def test_after_detach_nothing_is_left_of_blocks_or_of_another_teacher_either(toy
     leaves_nothing(toy, **config)
 
 
-def leaves_nothing(toy, **config):
-    """Train a host and a bare one; after detach() they differ in their weights alone."""
-    bare, host = (train_and_note(toy, each) for each in (None, {**COUNTS, **config}))
+def leaves_nothing(toy, count=2, teacher=None, **config):
+    """Train a host and a bare one on batches of so many; after detach() they differ in their weights alone."""
+    bare, host = (train_and_note(toy, each, count, teacher) for each in (None, {**COUNTS, **config}))
     assert host.classes == bare.classes
     assert host.keys == bare.keys
     assert host.changed <= bare.changed, "an attribute or hook that the host's own training leaves alone"
@@ -119,17 +121,20 @@ class Noted:
     """A host after three steps, and what they changed of it other than values of tensors."""
 
 
-def train_and_note(toy, config):
+def train_and_note(toy, config, count, teacher):
     """Train three steps, attached where there is a configuration, and detach."""
     noted, host = Noted(), toy.build()
     optimizer = make_optimizer(host)
     before = footprint(host)
     alive = [dict(vars(part)) for part in host.modules()]  # no new object may get the identity of an old one
-    distiller = None if config is None else inpaint_distill.attach(host, optimizer, config=config, **toy.given)
-    losses = train(toy, host, optimizer, batches(3, **toy.images), distiller)
+    distiller = None
+    if config is not None:
+        distiller = inpaint_distill.attach(host, optimizer, teacher=teacher, config=config, **toy.given)
+    losses = train(toy, host, optimizer, batches(3, count=count, **toy.images), distiller)
     assert all(torch.isfinite(loss) for loss in losses)
     if distiller is not None:
         assert distiller.plan is not None
+        assert distiller.log["loss"] > 0
         assert distiller.detach(keep_completion=False) is host
     after = footprint(host)
     noted.host = host
@@ -154,3 +159,106 @@ def run(toy, host, training):
         torch.manual_seed(3)
         output = toy.select(toy.call(host, *batch(9, **toy.images))).detach().clone()
         return output, copy.deepcopy(host.state_dict()), torch.get_rng_state()
+
+
+# -- batches of one ----------------------------------------------------------------------------------------------------
+
+
+def fixed_norms():
+    """Build the host that normalises single pixels, as one that trains on batches of one leaves its statistics."""
+    host = EVERY_HOST["pooled_norm"].build()
+    host.gate[2].eval()
+    return host
+
+
+FIXED_NORMS = dataclasses.replace(EVERY_HOST["pooled_norm"], make=fixed_norms)
+TEACHERS = {
+    "ema": lambda: "ema",
+    "online": lambda: "online",
+    "frozen": lambda: FrozenTeacher(batch(count=3)[0], steps=3),  # of three images, two and one
+}
+
+
+@pytest.mark.parametrize("toy", [pytest.param(EVERY_HOST[name], id=name) for name in SAMPLE])
+def test_a_batch_of_one_trains_a_host_and_leaves_nothing_either(toy):
+    leaves_nothing(toy, 1)
+
+
+@pytest.mark.filterwarnings("ignore::inpaint_distill.errors.TeacherWarning")
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_a_batch_of_one_trains_a_host_that_keeps_its_statistics_with_any_teacher(teacher):
+    leaves_nothing(FIXED_NORMS, 1, TEACHERS[teacher]())
+
+
+@pytest.mark.filterwarnings("ignore::inpaint_distill.errors.TeacherWarning")
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_a_batch_of_one_that_the_host_refuses_is_refused_in_its_own_words_and_the_next_is_trained_on(teacher):
+    toy, runs = EVERY_HOST["pooled_norm"], []
+    for refused in (False, True):
+        host = toy.build()
+        optimizer = make_optimizer(host)
+        distiller = inpaint_distill.attach(host, optimizer, teacher=TEACHERS[teacher](), config=COUNTS)
+        losses = train(toy, host, optimizer, batches(2), distiller)
+        if refused:
+            with pytest.raises(ValueError, match="more than 1 value per channel"):
+                train(toy, host, optimizer, batches(1, count=1), distiller)
+        losses += train(toy, host, optimizer, batches(2, 2), distiller)
+        runs.append((losses, [each.detach() for each in host.parameters()]))  # torch counts the refused batch
+    assert same(*runs)
+
+
+# -- hosts that move ---------------------------------------------------------------------------------------------------
+
+
+def doubled(data):
+    return [(image.double(), mask.double()) for image, mask in data]
+
+
+def in_double(distiller):
+    """Copy all that a distiller has learned."""
+    states = {name: part.state()[0] for name, part in distiller._parts.items()}
+    return {name: {key: each.clone().double() for key, each in own.items()} for name, own in states.items()}
+
+
+@pytest.mark.parametrize("config", [{}, {"teacher": "online"}, {"completion": True, "fusion": True}], ids=str)
+@pytest.mark.parametrize("name", [*SAMPLE, "mask_updater"])
+def test_a_host_moved_to_another_dtype_after_attach_trains_as_one_that_was_moved_before(name, config):
+    toy, runs = EVERY_HOST[name], []
+    for moves_late in (False, True):
+        host = toy.build()
+        optimizer = make_optimizer(host)
+        if not moves_late:
+            host.double()
+        distiller = inpaint_distill.attach(host, optimizer, config={**COUNTS, **config})
+        before = copy.deepcopy(host.state_dict())
+        toy.call(host, *(batch(**toy.images) if moves_late else doubled([batch(**toy.images)])[0]))
+        assert distiller.plan is not None
+        host.load_state_dict(before, strict=False)  # it has blocks now
+        host.double()
+        torch.manual_seed(1)
+        losses = train(toy, host, optimizer, doubled(batches(3, **toy.images)), distiller)
+        assert distiller.log["loss"] > 0
+        assert distiller.detach(keep_completion=False) is host
+        runs.append((losses, state_of(host, optimizer), footprint(host).keys()))
+    assert same(*runs)
+
+
+@pytest.mark.parametrize("config", [{}, {"teacher": "online"}, {"completion": True, "fusion": True}], ids=str)
+@pytest.mark.parametrize("name", ["mask_updater", "batch_norm", "root_attention"])
+def test_a_host_moved_in_the_midst_of_its_training_goes_on_with_what_its_distiller_has_learned(name, config):
+    toy = EVERY_HOST[name]
+    host = toy.build()
+    optimizer = make_optimizer(host, torch.optim.SGD)  # moments torch itself would leave behind
+    distiller = inpaint_distill.attach(host, optimizer, config={**COUNTS, "lookahead": {"engine": "off"}, **config})
+    train(toy, host, optimizer, batches(3), distiller)
+    learned = in_double(distiller)
+    host.double()
+    toy.call(host, *doubled([batch(3)])[0])
+    found = in_double(distiller)
+    assert same(found, learned)
+    losses = train(toy, host, optimizer, doubled(batches(2, 3)), distiller)
+    assert all(loss.isfinite() for loss in losses)
+    assert distiller.log["loss"] > 0
+    assert not same(in_double(distiller)["teacher"], found["teacher"])
+    assert distiller.detach(keep_completion=False) is host
+    assert all(each.dtype == torch.float64 for each in host.state_dict().values() if each.is_floating_point())
