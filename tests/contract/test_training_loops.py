@@ -226,15 +226,14 @@ def test_clipping_the_hosts_gradients_reaches_what_is_in_the_host_and_nothing_el
 # -- several optimizers, groups, schedules -----------------------------------------------------------------------------
 
 
-def parts(host, count):
-    """Split a host's parameters, as it lists them, into as many parts: its encoder is in the first ones, mostly."""
+def shares(host, count):
+    """Split a host's parameters, as it lists them, into as many shares: its encoder is in the first ones, mostly."""
     own = [p for p in host.parameters() if p.requires_grad]
     return [own[len(own) * number // count : len(own) * (number + 1) // count] for number in range(count)]
 
 
-def split(host):
-    """Make an optimizer for each half of a host."""
-    inner, outer = parts(host, 2)
+def two_optimizers(inner, outer):
+    """Make an optimizer for each of two lists of parameters, of different classes."""
     return torch.optim.AdamW(inner, lr=1e-3), torch.optim.SGD(outer, lr=1e-2)
 
 
@@ -244,14 +243,14 @@ def test_of_several_optimizers_one_is_given_or_the_distiller_is_stepped_by_hand(
     for given in (True, False):
         torch.manual_seed(1)
         host = toy.build()
-        encoders, decoders = split(host)
-        distiller = inpaint_distill.attach(host, encoders if given else None, config=QUICK)
+        first, second = two_optimizers(*shares(host, 2))
+        distiller = inpaint_distill.attach(host, first if given else None, config=QUICK)
         for image, mask in batches(3, **toy.images):
             loss = reconstruct(toy, host, image, mask) + distiller.loss(image, mask)
-            for optimizer in (decoders, encoders):
+            for optimizer in (second, first):
                 optimizer.zero_grad()
             loss.backward()
-            for optimizer in (decoders, encoders):
+            for optimizer in (second, first):
                 optimizer.step()
             if not given:
                 distiller.step()
@@ -262,7 +261,8 @@ def test_of_several_optimizers_one_is_given_or_the_distiller_is_stepped_by_hand(
 
 def test_the_decoders_optimizer_may_be_the_one_that_is_given():
     host = PLAIN.build()
-    encoders, decoders = split(host)
+    inner = [p for name, p in host.named_parameters() if name.startswith("enc")]
+    encoders, decoders = two_optimizers(inner, host.up.parameters())
     distiller = inpaint_distill.attach(host, decoders, config=QUICK)
     for image, mask in batches(3):
         loss = reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)
@@ -278,7 +278,7 @@ def test_the_decoders_optimizer_may_be_the_one_that_is_given():
 def grouped(host):
     """Give each quarter of a host a group and a learning rate of its own."""
     rates = (1e-4, 2e-4, 4e-4, 8e-4)
-    return torch.optim.AdamW([{"params": part, "lr": lr} for part, lr in zip(parts(host, 4), rates, strict=True)])
+    return torch.optim.AdamW([{"params": share, "lr": lr} for share, lr in zip(shares(host, 4), rates, strict=True)])
 
 
 SCHEDULES = {
