@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 from contextlib import suppress
 
 import pytest
@@ -220,8 +221,13 @@ def in_double(distiller):
     return {name: {key: each.clone().double() for key, each in own.items()} for name, own in states.items()}
 
 
-@pytest.mark.parametrize("config", [{}, {"teacher": "online"}, {"completion": True, "fusion": True}], ids=str)
-@pytest.mark.parametrize("name", [*SAMPLE, "mask_updater"])
+BESIDE = [{}, {"teacher": "online"}, {"completion": True, "fusion": True}]
+FEW = ("mask_updater", "root_attention", "rebuilt")
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [*((name, {}) for name in SAMPLE), *itertools.product(FEW, BESIDE)], ids=str
+)
 def test_a_host_moved_to_another_dtype_after_attach_trains_as_one_that_was_moved_before(name, config):
     toy, runs = EVERY_HOST[name], []
     for moves_late in (False, True):
@@ -243,7 +249,7 @@ def test_a_host_moved_to_another_dtype_after_attach_trains_as_one_that_was_moved
     assert same(*runs)
 
 
-@pytest.mark.parametrize("config", [{}, {"teacher": "online"}, {"completion": True, "fusion": True}], ids=str)
+@pytest.mark.parametrize("config", BESIDE, ids=str)
 @pytest.mark.parametrize("name", ["mask_updater", "batch_norm", "root_attention"])
 def test_a_host_moved_in_the_midst_of_its_training_goes_on_with_what_its_distiller_has_learned(name, config):
     toy = EVERY_HOST[name]
