@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hosts import EVERY_HOST, batch, batches, footprint, make_optimizer, reconstruct, train
+from hosts import EVERY_HOST, SAMPLE, batch, batches, footprint, make_optimizer, reconstruct, train
 from torch import nn
 
 import inpaint_distill
@@ -57,28 +57,42 @@ def test_ten_distillers_one_after_the_other_leave_no_hook(toy):
     assert hooks(host, optimizer)[1:] == (0, 0)
 
 
-@pytest.mark.parametrize("completion", [False, True], ids=["plain", "completion"])
-def test_a_thousand_distillers_leave_no_hook_no_tensor_and_no_memory(completion):
-    toy = EVERY_HOST["separate_known"]
+def one_after_the_other(toy, count, trained, noted, **config):
+    """Attach, plan by the host's own call, train a step with some, detach; note what is there after a few of them."""
     host = toy.build()
     optimizer = make_optimizer(host)
-    image, mask = batch()
+    image, mask = batch(**toy.images)
     counted = []
-    for number in range(1000 if not completion else 200):
-        planned = {"image": image, "mask": mask} if number % 4 == 0 or completion else {}  # the costly half of it
-        distiller = inpaint_distill.attach(host, optimizer, config={**QUICK, "completion": completion}, **planned)
-        if number % 50 == 0:
+    for number in range(1, count + 1):
+        distiller = inpaint_distill.attach(host, optimizer, config={**QUICK, **config})
+        if number % trained == 0:
             train(toy, host, optimizer, [(image, mask)], distiller)
+        else:  # its forward is not made use of
+            toy.call(host, image, mask)
+        assert distiller.plan is not None
         distiller.detach(keep_completion=False)
         del distiller
-        if number in (100, 199, 999):
+        if number in noted:
             optimizer.zero_grad()
             counted.append((hooks(host, optimizer), tensors(), resident()))
-    (first, *_, last) = counted
+    assert len([each for group in optimizer.param_groups for each in group["params"]]) == len(list(host.parameters()))
+    return counted
+
+
+@pytest.mark.parametrize(
+    ("count", "trained", "config"), [(1000, 8, {}), (200, 4, {"completion": True})], ids=["plain", "completion"]
+)
+def test_a_thousand_distillers_leave_no_hook_no_tensor_and_no_memory(count, trained, config):
+    first, last = one_after_the_other(EVERY_HOST["separate_known"], count, trained, (count // 5, count), **config)
     assert last[:2] == first[:2]
     assert first[0] == (0, 0, 0)
     assert last[2] - first[2] < NOISE
-    assert len([each for group in optimizer.param_groups for each in group["params"]]) == len(list(host.parameters()))
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_distillers_one_after_the_other_leave_no_tensor(name):
+    first, last = one_after_the_other(EVERY_HOST[name], 24, 2, (8, 24))
+    assert last[1] == first[1]
 
 
 RUNS = {
@@ -87,6 +101,8 @@ RUNS = {
     "look-ahead": ("separate_known", {"lookahead": {"every": 5}}),
     "online": ("tokens", {"teacher": "online", "fusion": False}),
     "unroll": ("hook_spectral_norm", {"lookahead": {"every": 20, "engine": "unroll"}}),
+    "attention": ("gated-conv", {}),
+    "windows": ("mat", {}),
 }
 
 
