@@ -34,7 +34,6 @@ LEGEND = "blue, up: gain; orange, down: loss; grey square: the interval includes
 NOT_RUN, NOT_MEASURED = "not yet run", "not measured"
 COMMAND = "python benchmarks/boost_study.py --data PHOTOS --masks MASKS --out STUDY"
 FILES = {
-    "report": "report.html",
     "all metrics": "table.md",
     "JSON": "result.json",
     "curves": "curves.png",
