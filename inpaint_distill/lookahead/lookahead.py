@@ -137,8 +137,8 @@ class Lookahead:
             return
         averages = mean([gradient[name].to(parameter.dtype) for name, parameter in self.meta.items()])
         for parameter, average in zip(self.meta.values(), averages, strict=True):
-            # An inpainting loss that overflowed says nothing about the meta-networks.
-            parameter.grad = average.nan_to_num(0.0, 0.0, 0.0)
+            # What overflows says nothing about the meta-networks; where its square does, Adam would stop for good.
+            parameter.grad = torch.where(average.square().isfinite(), average, 0)
         self._optimizer.step()
         self._optimizer.zero_grad()
 

@@ -275,6 +275,26 @@ def test_a_look_ahead_on_a_spoilt_batch_does_not_spoil_the_meta_networks():
     assert_finite(host, distiller)
 
 
+@pytest.mark.parametrize("value", [*BAD, 1e30])  # the square of the last is not finite
+def test_a_look_ahead_that_diverges_does_not_stop_the_meta_networks(value):
+    host, optimizer, _, distiller = plain(lookahead={"every": 1})
+    train(PLAIN, host, optimizer, batches(3), distiller)
+    meta, find = list(meta_parameters(distiller._terms)), distiller._lookahead._gradient
+
+    def diverge(*args):
+        objective, gradient = find(*args)
+        return objective, {name: torch.full_like(each, value) for name, each in gradient.items()}
+
+    distiller._lookahead._gradient = diverge
+    train(PLAIN, host, optimizer, batches(1, 3), distiller)
+    del distiller._lookahead._gradient
+    assert_finite(host, distiller)
+    before = [parameter.detach().clone() for _, parameter in meta]
+    train(PLAIN, host, optimizer, batches(1, 4), distiller)
+    assert any(not torch.equal(old, parameter) for old, (_, parameter) in zip(before, meta, strict=True))
+    assert_finite(host, distiller)
+
+
 def test_skipping_changes_nothing_where_all_is_finite():
     runs = []
     for choice in ("raise", "skip"):
