@@ -45,7 +45,7 @@ WIDTH, SIZE, BATCH = 24, 64, 8
 BLOCK = Config().balance_every
 TERMS = Config(warmup=0, attention=AttentionConfig(weight=0.0), lookahead=LookaheadConfig(engine="off"))
 ADAPTER = adapters.families()["gated-conv"]
-_TRANSFER = "attention transfer at 1,024 tokens: step with / without"
+_TRANSFER = "attention transfer at 1,024 tokens, {}: step with / without"
 
 
 @dataclasses.dataclass
@@ -292,13 +292,10 @@ def lookahead(rounds: int) -> list[Row]:
 def attention(rounds: int) -> list[Row]:
     """Attention transfer in a step at 1,024 tokens, and alone at 4,096."""
     plain = dataclasses.replace(TERMS, balance="none")
-    rows = []
-    for stages, note in (
-        (None, "gated-conv, the default stages: the teacher also has to run the attention's own encoder"),
-        (
-            [f"refine.attention_encoder.{index}" for index in range(3)],
-            "gated-conv, stages of the attention's own encoder: the teacher also has to run what follows them",
-        ),
+    rows = [on_tokens(rounds, plain)]
+    for stages, where, more in (
+        ([f"refine.attention_encoder.{index}" for index in range(3)], "its encoder's stages", "what follows them"),
+        (None, "the default stages", "the attention's own encoder"),
     ):
         given = {"size": 256, "batch": 1, "steps": 1, "stages": stages, "attention": ["refine.attention"]}
         arms = {
@@ -307,8 +304,8 @@ def attention(rounds: int) -> list[Row]:
         }
         floor = 1 + (teacher_flops(arms["with"]) - teacher_flops(arms["without"])) / flops(arms["without"].step)
         value = ratio(race(arms, 2 * rounds), "with", "without")
-        rows.append(Row(_TRANSFER, value, 1.05, floor, note=f"{note}; floor: its FLOPs"))
-    rows.append(on_tokens(rounds, plain))
+        note = f"the teacher also has to run {more}; floor: its FLOPs"
+        rows.append(Row(_TRANSFER.format(f"gated-conv, {where}"), value, 1.05, floor, note=note))
     tensors, hole = scene(4096)
     own = ours(None)
     kept = saved_bytes(dense_all, tensors, hole, "l2") / saved_bytes(own, tensors, hole, "l2")
@@ -363,7 +360,7 @@ def on_tokens(rounds: int, config: Config) -> Row:
     note = (
         f"{len(host.blocks)} timm blocks, width {width}, 4 heads, stages that hold the attention; floor: FLOPs of q k^T"
     )
-    return Row(_TRANSFER, value, 1.05, floor, note=f"{note}, hole rows")
+    return Row(_TRANSFER.format("transformer"), value, 1.05, floor, note=f"{note}, hole rows")
 
 
 def planning(rounds: int) -> list[Row]:
