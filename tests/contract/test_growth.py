@@ -102,7 +102,6 @@ RUNS = {
     "online": ("tokens", {"teacher": "online", "fusion": False}),
     "unroll": ("hook_spectral_norm", {"lookahead": {"every": 20, "engine": "unroll"}}),
     "attention": ("gated-conv", {}),
-    "windows": ("mat", {}),
 }
 
 
