@@ -4,8 +4,9 @@
 
 The protocol, ``boost_study.yaml``, names hosts and regimes. A cell is one host in one regime: a study of
 ``inpaint-distill boost`` in the folder ``STUDY/HOST-REGIME``. What is finished is not done again, so that the same
-command goes on after Ctrl-C. After each cell, and with ``--collect`` without any training, two files are written from
-all cells in ``STUDY``:
+command goes on after Ctrl-C. With ``--together N``, N cells are trained at a time, to fill an accelerator or many
+cores; what their steps cost is measured before, one cell after the other. After each cell, and with ``--collect``
+without any training, two files are written from all cells in ``STUDY``:
 
     runs.jsonl         a line per finished run, with its host, its regime, its curve and whether it is a trial
     boost_study.json   facts and comparisons of the cells, means over the hosts, and the cells that are not run yet
@@ -18,7 +19,9 @@ import json
 import math
 import shlex
 import statistics
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +30,9 @@ from rich.console import Console
 
 from inpaint_distill.config import from_dict, load_yaml, to_dict
 from inpaint_distill.errors import ConfigError, InpaintDistillError, near_names
+from inpaint_distill.files import write_json, write_text
 from inpaint_distill.training.ablation import BARE, LONGER, WHOLE
-from inpaint_distill.training.boost import boost
+from inpaint_distill.training.boost import boost, measure_cost
 from inpaint_distill.training.result import read_result
 from inpaint_distill.training.settings import BoostSettings
 from inpaint_distill.training.statistics import paired_interval
@@ -61,6 +65,30 @@ def train(settings: BoostSettings, folder: Path, console: Console) -> None:
         if replace(done, jobs=settings.jobs) == settings:
             return
     boost(settings, folder, console, resume=True)
+
+
+def train_together(plan: Sequence[tuple[str, str, BoostSettings]], out: Path, words: Sequence[str], count: int) -> None:
+    """Run cells ``count`` at a time, each in a process that writes to ``OUT/HOST-REGIME.log``.
+
+    Raises:
+        SystemExit: With the code of the first that failed, once all have ended.
+    """
+    for host, regime, settings in plan:
+        measure_cost(settings, out / f"{host}-{regime}")
+
+    def run(cell: tuple[str, str, BoostSettings]) -> int:
+        host, regime, _ = cell
+        one = ["--hosts", host, "--regimes", regime, "--part"]  # the last of an option counts
+        with (out / f"{host}-{regime}.log").open("a", encoding="utf-8") as log:
+            command = [sys.executable, str(Path(__file__).resolve()), *words, *one]
+            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+
+    with ThreadPoolExecutor(count) as pool:
+        codes = list(pool.map(run, plan))
+    if any(codes):
+        failed = [f"{host}-{regime}" for (host, regime, _), code in zip(plan, codes, strict=True) if code]
+        print(f"boost_study: {', '.join(failed)} did not finish: see the .log of each in {out}", file=sys.stderr)
+        raise SystemExit(next(code for code in codes if code))
 
 
 def finished_runs(folder: Path, host: str, regime: str) -> list[dict[str, Any]]:
@@ -199,8 +227,8 @@ def collect(out: Path, protocol: Mapping[str, Any]) -> dict[str, Any]:
         "overall": overall(rows),
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / "runs.jsonl").write_text("".join(f"{json.dumps(run)}\n" for run in runs), encoding="utf-8")
-    (out / "boost_study.json").write_text(json.dumps(study, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "runs.jsonl", "".join(f"{json.dumps(run)}\n" for run in runs))
+    write_json(out / "boost_study.json", study)
     return study
 
 
@@ -243,7 +271,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--regimes", nargs="+", metavar="NAME", help="its regimes, in this order (default: all)")
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 instead of the protocol's")
     parser.add_argument("--protocol", type=Path, default=Path(__file__).with_suffix(".yaml"))
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: the number of cores)")
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: the cores; 1 on a device)")
+    parser.add_argument("--together", type=int, default=1, metavar="N", help="cells at a time (default: 1)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where to train (default: the protocol's)")
+    parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # of a study whose cells run together
     parser.add_argument("--collect", action="store_true", help="train nothing, collect what lies in the folder")
     parsed = parser.parse_args(words)
     console = Console()
@@ -252,16 +283,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hosts = chosen(parsed.hosts, [each["name"] for each in protocol["hosts"]], "host")
         regimes = chosen(parsed.regimes, list(protocol["regimes"]), "regime")
         given = {"data": parsed.data, "masks": parsed.masks, "jobs": parsed.jobs}
+        if parsed.device is not None:
+            given["device"] = parsed.device
         if parsed.seeds is not None:
             given["seeds"] = list(range(parsed.seeds))
         if not parsed.collect:
             plan = [
                 (host, regime, cell_settings(protocol, host, regime, **given)) for regime in regimes for host in hosts
             ]
-            note(parsed.out, words)
+            if not parsed.part:
+                note(parsed.out, words)
+            if parsed.together > 1 and not parsed.part:
+                train_together(plan, parsed.out, words, parsed.together)
+                plan = []
             for host, regime, settings in plan:
                 console.rule(f"{host}, {regime}")
                 train(settings, parsed.out / f"{host}-{regime}", console)
+                if parsed.part:
+                    return 0
                 collect(parsed.out, protocol)
         study = collect(parsed.out, protocol)
     except InpaintDistillError as error:

@@ -111,8 +111,15 @@ class CompanionOptimizer:
             for name, value in {**tensors, **values}.items():
                 index, _, key = name.partition(".")
                 parameter = self.parameters[int(index)]
-                moment = isinstance(value, torch.Tensor) and value.ndim > 0  # a step count stays on the CPU
-                self.inner.state[parameter][key] = value.to(parameter.device) if moment else value
+                if isinstance(value, torch.Tensor) and (value.ndim > 0 or self._counts_on_device):
+                    value = value.to(parameter.device)
+                self.inner.state[parameter][key] = value
+
+    @property
+    def _counts_on_device(self) -> bool:
+        """Whether steps are counted beside the parameters, for a fused or captured step; else on the CPU."""
+        groups = self.inner.param_groups if self.inner else []
+        return any(group.get(key) for group in groups for key in ("capturable", "fused"))
 
 
 def check_optimizer(host: nn.Module, optimizer: torch.optim.Optimizer | None) -> torch.optim.Optimizer | None:

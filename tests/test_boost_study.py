@@ -69,6 +69,36 @@ def runs(trained):
     return [json.loads(line) for line in (trained[0] / "runs.jsonl").read_text().splitlines()]
 
 
+def test_cells_that_are_trained_together_are_those_trained_one_by_one(trained, tmp_path):
+    out, _, training = trained
+    words = [str(each).replace(str(out), str(tmp_path / "out")) for each in training]
+    assert call("boost_study.py", *words, "--together", "2") == 0
+    both = [json.loads((folder / "boost_study.json").read_text()) for folder in (out, tmp_path / "out")]
+    assert len(both[1]["commands"]) == 1
+    assert both[1]["not_run"] == both[0]["not_run"]
+    scores = [  # at equal steps: those at equal wall-clock depend on the machine's
+        [row for row in study["rows"] if row["comparison"] == "steps"] for study in both
+    ]
+    assert scores[0] == scores[1]
+    assert all((tmp_path / "out" / f"{host}-small.log").stat().st_size for host in ("narrow", "wide"))
+
+
+def test_a_cell_that_fails_among_others_is_named(trained, tmp_path, capsys):
+    _, words, _ = trained
+    protocol = tmp_path / "protocol.yaml"
+    values = yaml.safe_load(Path(words[1]).read_text())
+    protocol.write_text(yaml.safe_dump(values, sort_keys=False))
+    out = tmp_path / "out"
+    arguments = ["--protocol", protocol, "--out", out, "--hosts", "narrow", "--regimes", "small", "--jobs", "1"]
+    (out / "narrow-small").mkdir(parents=True)
+    (out / "narrow-small" / "runs").mkdir()
+    (out / "narrow-small" / "runs" / "cost.json").write_text('{"ratio": {}}')
+    with pytest.raises(SystemExit) as error:
+        call("boost_study.py", *arguments, "--together", "2")
+    assert error.value.code == 1
+    assert "narrow-small did not finish" in capsys.readouterr().err
+
+
 def find(rows, **wanted):
     (row,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
     return row

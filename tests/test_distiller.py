@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import inpaint_distill
 from inpaint_distill import Config, TermConfig
+from inpaint_distill.companion import CompanionOptimizer
 from inpaint_distill.errors import CaptureError, ConfigError, PlanError, ReplayError, StateError
 from inpaint_distill.networks.meta import meta_parameters
 
@@ -444,3 +445,17 @@ def test_an_in_place_host_is_tapped_before_it_overwrites():
     features = distiller._watch.take((32, 32)).features
     x = F.conv2d(torch.cat([image * (1 - mask), mask], 1), host.enc0.weight, host.enc0.bias, padding=1)
     torch.testing.assert_close(features[0], x)
+
+
+@pytest.mark.parametrize(
+    ("settings", "device"), [({"capturable": True}, "meta"), ({"fused": True}, "meta"), ({}, "cpu")]
+)
+def test_a_fused_or_captured_optimizer_counts_its_steps_beside_the_parameters(settings, device):
+    """As torch's own ``load_state_dict`` does; a count on the CPU would stop such an optimizer on a device."""
+    parameter = torch.nn.Parameter(torch.zeros(2, device="meta"))
+    companion = CompanionOptimizer([parameter], torch.optim.Adam([parameter]))
+    companion.inner.param_groups[0].update(settings)
+    companion.load({"0.step": torch.tensor(3.0), "0.exp_avg": torch.zeros(2)}, {})
+    state = companion.inner.state[parameter]
+    assert state["step"].device.type == device
+    assert state["exp_avg"].device.type == "meta"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -29,9 +30,14 @@ _ATTENTION = tuple(f"{_FIRST}.tran.{stage}.blocks.{block}.attn" for stage, block
 
 
 def _latent(image: Tensor, size: int) -> Tensor:
-    """Draw the same latent (B, size) every time: a family is called alike for the host and for the teacher."""
-    latent = torch.randn(image.shape[0], size, generator=torch.Generator().manual_seed(0))
-    return latent.to(image)
+    """Return the same latent (B, size) every time: a family is called alike for the host and for the teacher."""
+    return _drawn(image.shape[0], size, image.device, image.dtype)
+
+
+@cache  # a copy to the device at every call would wait for it, and keep a step from being recorded as a CUDA graph
+def _drawn(count: int, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(mode=False):  # it may be asked for in a validation first, and trained with later
+        return torch.randn(count, size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
 
 def _released(image: Tensor) -> HostCall:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from inpaint_distill.training.data import StudyData
 
-__all__ = ["boost"]
+__all__ = ["boost", "measure_cost"]
 
 _PREVIEW = 3  # images of the small panel
 _SHOWN = 3  # variants in the panels: the last ones
@@ -78,6 +78,17 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
     images |= {arm: composite(restored[arm], image, hole) for arm in (BARE, *settings.variants[-_SHOWN:])}
     _write(result, {**images, "truth": image}, folder)
     return result
+
+
+def measure_cost(settings: BoostSettings, folder: Path) -> dict[str, Any]:
+    """Measure what a step costs in each arm and keep it for :func:`boost`, which may then share the machine.
+
+    Raises:
+        StateError: ``folder`` holds a study of other settings.
+        DataError: Images or masks cannot be used.
+    """
+    runs = _open(settings, folder, resume=True)
+    return _cost(settings, load_data(settings), runs)
 
 
 def _write(result: dict[str, Any], images: dict[str, Tensor], folder: Path) -> None:

@@ -21,6 +21,7 @@ from inpaint_distill.training.kept import DISTILLER, HOST, kept_file
 from inpaint_distill.training.masks import ratio_bin
 from inpaint_distill.training.metrics import score, summarise
 from inpaint_distill.training.perceptual import fid, lpips, not_measured
+from inpaint_distill.training.stepper import Stepper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,7 @@ __all__ = ["Trainer", "evaluate", "mean_fill", "reconstruction_loss", "restore",
 _SHORTEST_CYCLE = 20
 _PROGRESS = ("step", "seconds", "curve", "val_scores", "channel_weights")  # what a checkpoint holds of the run itself
 _KIND = "run"  # of a checkpoint's content
+_EAGER = 16  # steps before one may be recorded: in the first ones libraries choose and load their kernels
 _STUCK_MARGIN = 0.5  # dB above filling the hole with one colour, below which a host has not learned
 
 
@@ -121,7 +123,7 @@ class Trainer:
         host.to(self.device)
         host.train()
         self.host = host
-        self.optimizer = torch.optim.Adam(self.host.parameters(), lr=run.lr, betas=(0.9, 0.99))
+        self.optimizer = self._adam()
         config = settings.distillation_for(run.arm, run.steps)
         # Before the schedule, which has to know the parameters of what is injected.
         self.distiller = None if config is None else self._attach(config)
@@ -131,6 +133,7 @@ class Trainer:
             self.optimizer, max_lr=run.lr, total_steps=cycle, pct_start=0.1, cycle_momentum=False
         )
         self.batches = Batches(data, settings.size, settings.batch, run.seed)
+        self.stepper = Stepper(self._update, self.device)
         self.step = 0
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
@@ -138,18 +141,20 @@ class Trainer:
         self.channel_weights: list[dict[str, Any]] = []
         self.train_loss = math.nan
 
-    def train_step(self) -> Tensor:
-        """Do one step and return the host's own loss."""
-        image, hole = (tensor.to(self.device) for tensor in self.batches.draw())
-        loss = reconstruction_loss(self.adapter.outputs(self.host, image, hole), image, hole)
-        total = loss if self.distiller is None else loss + self.distiller.loss(image, hole)
-        self.optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.host.parameters(), self.settings.clip)
-        self.optimizer.step()
+    def train_step(self, *, record: bool = False) -> Tensor:
+        """Do one step and return the host's own loss.
+
+        Args:
+            record: Let a CUDA device replay the steps of a host alone, or of one whose distillation has faded.
+        """
+        image, hole = self.batches.draw()
+        alike = self.distiller is None or self.distiller.faded
+        loss = self.stepper(image, hole, repeats=record and alike and self.step >= _EAGER)
+        if self.stepper.replayed and self.distiller is not None:
+            self.distiller.step()
         self.scheduler.step()
         self.step += 1
-        return loss.detach()
+        return loss
 
     def train(self, folder: Path, progress: Callable[[int], bool]) -> dict[str, Any]:
         """Train to the end, resuming from ``folder`` where a checkpoint lies there, and score once.
@@ -166,7 +171,9 @@ class Trainer:
         points = {round(self.run.steps * (i + 1) / self.settings.evaluations) for i in range(self.settings.evaluations)}
         while self.step < self.run.steps:
             began = time.perf_counter()
-            loss = self.train_step()
+            loss = self.train_step(record=True)
+            if self.step in points:
+                self.stepper.wait()
             self.seconds += time.perf_counter() - began
             if self.step in points:
                 self.train_loss = float(loss)
@@ -187,6 +194,21 @@ class Trainer:
         save_host(self.host, kept_file(folder, self.run, HOST))
         if self.distiller is not None and self.distiller.plan is not None:
             self.distiller.save(kept_file(folder, self.run, DISTILLER))
+
+    def _update(self, image: Tensor, hole: Tensor) -> Tensor:
+        loss = reconstruction_loss(self.adapter.outputs(self.host, image, hole), image, hole)
+        total = loss if self.distiller is None else loss + self.distiller.loss(image, hole)
+        self.optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.host.parameters(), self.settings.clip)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _adam(self) -> torch.optim.Adam:
+        if self.device.type != "cuda":
+            return torch.optim.Adam(self.host.parameters(), lr=self.run.lr, betas=(0.9, 0.99))
+        lr = torch.tensor(self.run.lr, device=self.device)  # which a recorded step reads each time
+        return torch.optim.Adam(self.host.parameters(), lr=lr, betas=(0.9, 0.99), fused=True, capturable=True)
 
     def _attach(self, config: Config) -> Distiller:
         teacher = None
@@ -246,6 +268,7 @@ class Trainer:
 
     def _save(self, path: Path) -> None:
         """Write a checkpoint: the old one or the new one is there at every moment."""
+        self.stepper.wait()
         state = {
             "host": self.host.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -273,6 +296,9 @@ class Trainer:
             state = from_plain(values["state"], tensors)
             self.host.load_state_dict(state["host"])
             self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):  # which is not moved with the moments
+                    group["lr"] = group["lr"].to(self.device)
             self.scheduler.load_state_dict(state["scheduler"])
             self.batches.load(state["batches"])
             torch.set_rng_state(state["rng"])
