@@ -33,7 +33,7 @@ class TermConfig:
         region: Compare inside the hole (the method) or everywhere.
     """
 
-    weight: float = 0.2
+    weight: float = 0.05
     normalize: Literal["channel", "layer", "none"] = "channel"
     region: Literal["hole", "all"] = "hole"
 
@@ -128,7 +128,7 @@ class Config:
     teacher_steps: int = 500
     teacher_lr: float = 1e-3
     cross: TermConfig = field(default_factory=TermConfig)
-    self_: TermConfig = field(default_factory=lambda: TermConfig(weight=0.05))
+    self_: TermConfig = field(default_factory=lambda: TermConfig(weight=0.005))
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     predictor: bool = True
     meta: tuple[Literal["gamma", "rho", "phi", "t"], ...] | None = None
@@ -170,7 +170,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     """Convert a dataclass of settings into plain dicts, lists and numbers.
 
     >>> to_dict(Config())["self"]["weight"]
-    0.05
+    0.005
     """
 
     def plain(value: Any) -> Any:

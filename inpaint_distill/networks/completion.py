@@ -19,11 +19,12 @@ class CompletionBlock(nn.Module):
 
         x    = x' * (1 - M) + F(x') * M
         F(x') = x' + B(x')                                                  (the residual is ours)
-        B(x')_j = sum_k V_{j,k} * W_k * x'_{j + k + D_{j,k}}      V = f_ker(x'),  D = f_off(x')
+        B(x')_j = sum_k V_{j,k} * W_k * x'_{j + k + D_{j,k}}      V = f_ker(x', M),  D = f_off(x', M)
 
-    ``f_ker`` and ``f_off`` are 3x3 convolutions (the size is ours). ``W`` and ``D`` start at zero and ``V`` at one, so
-    the block starts as the identity, bit for bit, and ``W`` learns from the first step. A pixel where ``M`` is 0 never
-    changes, whatever the branch holds.
+    ``f_ker`` and ``f_off`` are 3x3 convolutions (the size is ours), which are told where the hole is (ours: DGI's see
+    ``x'`` alone, in which an offset has to guess on which side the known pixels are). ``W`` and ``D`` start at zero and
+    ``V`` at one, so the block starts as the identity, bit for bit, and ``W`` learns from the first step. A pixel where
+    ``M`` is 0 never changes, whatever the branch holds.
 
     Args:
         channels: Channels of the feature.
@@ -46,8 +47,8 @@ class CompletionBlock(nn.Module):
             raise ConfigError("a completion block", f"kernel_size={kernel_size}", "use an odd size such as 3")
         points = kernel_size * kernel_size
         self.weight = nn.Parameter(torch.zeros(channels, channels, kernel_size, kernel_size))
-        self.kernel = nn.Conv2d(channels, points, 3, padding=1)
-        self.offset = nn.Conv2d(channels, 2 * points, 3, padding=1)
+        self.kernel = nn.Conv2d(channels + 1, points, 3, padding=1)
+        self.offset = nn.Conv2d(channels + 1, 2 * points, 3, padding=1)
         for parameter in (*self.kernel.parameters(), *self.offset.parameters()):
             nn.init.zeros_(parameter)
 
@@ -84,7 +85,8 @@ class CompletionBlock(nn.Module):
         with torch.autocast(feature.device.type, enabled=False):
             layers = (self.kernel, self.offset)  # in one convolution
             weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
-            both = F.conv2d(feature.to(weight.dtype), weight, bias, padding=1)
+            seen = torch.cat([feature.to(weight.dtype), share.to(weight.dtype)], dim=1)
+            both = F.conv2d(seen, weight, bias, padding=1)
             kernel, offset = torch.split(both, [layer.out_channels for layer in layers], dim=1)
             # A kernel linear in x' would make the branch grow with its square; the sigmoid of DCNv2 bounds it. Doubled,
             # it starts at 1: the block starts as a plain convolution, whose weight has its full gradient (ours).

@@ -28,7 +28,7 @@ __all__ = [
 
 BARE, LONGER, WHOLE, WIDENED = "bare", "bare_equal_time", "distilled", "widened"
 
-_WEIGHTS = {"cross": 0.2, "self": 0.05, "attention": 0.1}  # of a term that the study's own distillation leaves out
+_WEIGHTS = {"cross": 0.05, "self": 0.005, "attention": 0.1}  # of a term that the study's own distillation leaves out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,8 @@ def _normalized(how: str) -> dict[str, Any]:
 
 
 # About where the balance takes the factors of the default weights after 100 steps, 32 px, of partial-conv, gated-conv
-# and unet: 0.0015 to 0.013 for cross, 0.0002 to 0.006 for self and, of gated-conv, 0.05 for attention.
-_FIXED = {"cross": {"weight": 0.01}, "self": {"weight": 0.0025}, "attention": {"weight": 0.05}}
+# and unet: 0.0004 to 0.003 for cross, 0.00002 to 0.0006 for self and, of gated-conv, 0.05 for attention.
+_FIXED = {"cross": {"weight": 0.0025}, "self": {"weight": 0.00025}, "attention": {"weight": 0.05}}
 
 CHANGES = {
     "teacher_frozen": Change(label="host + distillation, frozen teacher", settings={"teacher": "frozen"}),

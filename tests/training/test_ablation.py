@@ -107,7 +107,7 @@ def test_a_variant_keeps_the_studys_own_choices():
     values = {"teacher": "frozen", "cross": {"weight": 0.7}, "self": {"weight": 0.0}, "attention": {"distance": "kl"}}
     study = from_dict(Config, {**values, "lookahead": {"engine": "unroll", "steps": 3}, "meta": ["rho"]})
     uniform, everything = (variant_config(name, study) for name in ("uniform", "all"))
-    assert (uniform.teacher, uniform.cross.weight, uniform.self_.weight) == ("frozen", 0.7, 0.05)
+    assert (uniform.teacher, uniform.cross.weight, uniform.self_.weight) == ("frozen", 0.7, 0.005)
     assert (uniform.attention.distance, uniform.meta) == ("kl", None)
     assert (everything.lookahead, everything.meta) == (study.lookahead, ("rho",))
     assert variant_config("finite_difference", study).lookahead.steps == 1
@@ -141,14 +141,14 @@ EXPECTED = {
     "teacher_online": dataclasses.replace(STUDY, teacher="online"),
     "teacher_ema": STUDY,
     **{
-        name: dataclasses.replace(STUDY, cross=TermConfig(normalize=how), self_=TermConfig(weight=0.05, normalize=how))
+        name: dataclasses.replace(STUDY, cross=TermConfig(normalize=how), self_=TermConfig(weight=0.005, normalize=how))
         for name, how in NORMALIZE.items()
     },
     "fixed_weights": dataclasses.replace(
         STUDY,
         balance="none",
-        cross=TermConfig(weight=0.01, normalize="none"),
-        self_=TermConfig(weight=0.0025),
+        cross=TermConfig(weight=0.0025, normalize="none"),
+        self_=TermConfig(weight=0.00025),
         attention=AttentionConfig(weight=0.05),
     ),
     "no_fade": dataclasses.replace(STUDY, decay=None),
