@@ -160,11 +160,6 @@ class Distiller:
         return found
 
     @property
-    def faded(self) -> bool:
-        """Whether the terms have fallen to zero for good (``Config.decay``): the host now trains as if alone."""
-        return self._composer.over(self._step)
-
-    @property
     def channel_weights(self) -> dict[str, Tensor]:
         """Mean over the last batch of ``rho/level`` and ``phi/level``, each (C,) and summing to 1; on the device.
 

@@ -17,11 +17,11 @@ def adaptive_convolution(
     """Compute ``F(x)_j = sum_k V_{j,k} * W_k * x_{j + k + D_{j,k}}`` (DGI, completion block).
 
     Samples bilinearly, with zeros outside the feature; stride 1, dilation 1, same size out. This is a modulated
-    deformable convolution. On CUDA it is torchvision's, which keeps nothing for the backward but its inputs, on the CPU
-    it is done at the pixels asked for alone; neither has a second derivative. Within
-    :func:`~inpaint_distill.double_backward.double_backward` the same sum is written in plain operations. Value and
-    first derivative are the same, also where a sample falls on a pixel and the slope jumps: all take the side of the
-    larger coordinate.
+    deformable convolution. On CUDA's default stream it is torchvision's, which keeps nothing for the backward but its
+    inputs, on the CPU it is done at the pixels asked for alone; neither has a second derivative. Within
+    :func:`~inpaint_distill.double_backward.double_backward`, and on other streams, the same sum is written in plain
+    operations. Value and first derivative are the same, also where a sample falls on a pixel and the slope jumps: all
+    take the side of the larger coordinate.
 
     Args:
         feature: ``x``, (B, C, H, W).
@@ -47,8 +47,18 @@ def adaptive_convolution(
         elif feature.device.type == "cpu":  # torchvision's backward takes several times as long there
             out = _bagged(*arguments, where)
         else:
-            out = (_fused if feature.is_cuda else _gathered)(*arguments)
+            out = (_fused if _runs_torchvision(feature) else _gathered)(*arguments)
     return out.to(feature.dtype)
+
+
+def _runs_torchvision(tensor: Tensor) -> bool:
+    """Tell whether torchvision's kernels may be used: they wait for nothing but the default stream (seen in 0.26).
+
+    On any other one, such as that of a CUDA graph, they would run beside what computes their input.
+    """
+    if not tensor.is_cuda or torch.compiler.is_compiling():
+        return False
+    return torch.cuda.current_stream(tensor.device) == torch.cuda.default_stream(tensor.device)
 
 
 def _fused(feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor) -> Tensor:

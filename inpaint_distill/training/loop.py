@@ -133,7 +133,8 @@ class Trainer:
             self.optimizer, max_lr=run.lr, total_steps=cycle, pct_start=0.1, cycle_momentum=False
         )
         self.batches = Batches(data, settings.size, settings.batch, run.seed)
-        self.stepper = Stepper(self._update, self.device)
+        # What a distiller adds is not the same in every step, and the kernels of completion blocks cannot be recorded.
+        self.stepper = Stepper(self._update, self.device, record=self.distiller is None)
         self.step = 0
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
@@ -145,13 +146,9 @@ class Trainer:
         """Do one step and return the host's own loss.
 
         Args:
-            record: Let a CUDA device replay the steps of a host alone, or of one whose distillation has faded.
+            record: Let a CUDA device replay the steps of a host alone.
         """
-        image, hole = self.batches.draw()
-        alike = self.distiller is None or self.distiller.faded
-        loss = self.stepper(image, hole, repeats=record and alike and self.step >= _EAGER)
-        if self.stepper.replayed and self.distiller is not None:
-            self.distiller.step()
+        loss = self.stepper(*self.batches.draw(), replay=record and self.step >= _EAGER)
         self.scheduler.step()
         self.step += 1
         return loss

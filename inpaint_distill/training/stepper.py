@@ -1,4 +1,4 @@
-"""Do training steps on a device, replayed as a CUDA graph as soon as each does the same as the last (ours)."""
+"""Do training steps on a device, replayed as a CUDA graph where each does the same as the last (ours)."""
 
 from __future__ import annotations
 
@@ -26,41 +26,38 @@ class Stepper:
     Args:
         update: The step, from image (B, 3, H, W) and hole (B, 1, H, W) on the device to the host's loss.
         device: Where it runs.
-
-    Attributes:
-        replayed: Whether the last step ran without Python, so that no hook has seen it.
+        record: Whether each step does what the last one did, with other numbers, and may be recorded.
     """
 
-    def __init__(self, update: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> None:
+    def __init__(
+        self, update: Callable[[Tensor, Tensor], Tensor], device: torch.device, *, record: bool = True
+    ) -> None:
         self.update = update
         self.device = device
-        self.replayed = False
         # Nothing is recorded on the default stream, and gradients have to be added up on that of the record.
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if record and device.type == "cuda" else None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batch: tuple[Tensor, ...] = ()
         self._loss = torch.empty(0)
         self._refused = False
 
-    def __call__(self, image: Tensor, hole: Tensor, *, repeats: bool = False) -> Tensor:
+    def __call__(self, image: Tensor, hole: Tensor, *, replay: bool = False) -> Tensor:
         """Do a step with a batch of any device and return its loss, which the next step may overwrite.
 
         Args:
             image: (B, 3, H, W).
             hole: (B, 1, H, W).
-            repeats: This step and all that follow do what the last one did, with other numbers.
+            replay: Record this step if none is, and replay it; the first steps load what a record has to find loaded.
         """
-        self.replayed = False
         if self._stream is None:
             return self.update(image.to(self.device), hole.to(self.device))
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             batch = tuple(tensor.to(self.device, non_blocking=True) for tensor in (image, hole))
             if self._graph is not None:
-                self.replayed = True
                 for held, new in zip(self._batch, batch, strict=True):
                     held.copy_(new)
-            elif repeats and not self._refused:
+            elif replay and not self._refused:
                 self._graph = self._record(batch)
             if self._graph is None:
                 return self.update(*batch)

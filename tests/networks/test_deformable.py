@@ -130,3 +130,20 @@ def test_cuda_takes_the_fused_form_and_within_double_backward_the_other():
     slope = torch.autograd.grad((gathered * seed).sum(), tensors, create_graph=True)
     torch.testing.assert_close(slope, torch.autograd.grad((fused * seed).sum(), tensors))
     torch.autograd.grad(sum(part.square().sum() for part in slope), tensors)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there are no streams on the CPU")
+def test_on_a_stream_of_its_own_it_waits_for_its_input():
+    """Torchvision's kernels run on the default stream, and would read a feature that is not there yet."""
+    tensors = [tensor.detach().cuda() for tensor in arguments(2, 3, 4, 3, 5, 6)]
+    expected = adaptive_convolution(*tensors)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        busy = torch.randn(4000, 4000, device="cuda")
+        for _ in range(20):
+            busy = busy @ busy / 4000
+        late = [tensor + 0 * busy[0, 0] for tensor in tensors]
+        found = adaptive_convolution(*late)
+    stream.synchronize()
+    torch.testing.assert_close(found, expected)
