@@ -459,3 +459,21 @@ def test_a_fused_or_captured_optimizer_counts_its_steps_beside_the_parameters(se
     state = companion.inner.state[parameter]
     assert state["step"].device.type == device
     assert state["exp_avg"].device.type == "meta"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_learning_rate_that_is_a_tensor_is_followed_like_a_number(fused):
+    """Such a rate is read by a captured step each time it is replayed; a schedule changes it in place."""
+    runs = []
+    for lr in (1e-2, torch.tensor(1e-2)):
+        host = PLAIN.build()
+        image, mask = batch()
+        optimizer = make_optimizer(host, torch.optim.Adam, lr=lr, fused=fused)
+        distiller = inpaint_distill.attach(host, optimizer, image=image, mask=mask, completion=True, config=FIXED)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=30, cycle_momentum=False)
+        losses = train(PLAIN, host, optimizer, data(8), distiller, schedule)
+        followed = [float(group["lr"]) for group in distiller._companion.inner.param_groups]
+        assert followed == pytest.approx([float(schedule.optimizer.param_groups[0]["lr"])], rel=0.2)
+        runs.append((torch.stack(losses), torch.cat([p.detach().flatten() for p in host.parameters()])))
+    for number, tensor in zip(*runs, strict=True):
+        torch.testing.assert_close(number, tensor, rtol=1e-3, atol=1e-5)
