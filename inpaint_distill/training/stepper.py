@@ -35,7 +35,8 @@ class Stepper:
         self.update = update
         self.device = device
         # Nothing is recorded on the default stream, and gradients have to be added up on that of the record.
-        self._stream = torch.cuda.Stream(device) if record and device.type == "cuda" else None
+        recorded = record and device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if recorded else None  # type: ignore[no-untyped-call]
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batch: tuple[Tensor, ...] = ()
         self._loss = torch.empty(0)
