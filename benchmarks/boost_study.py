@@ -38,7 +38,7 @@ from inpaint_distill.training.settings import BoostSettings
 from inpaint_distill.training.statistics import paired_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 SCHEMA = 1
 HERE = ("data", "masks", "jobs", "device")  # settings that say where a cell is run, not what it is
@@ -108,7 +108,8 @@ def cell(result: Mapping[str, Any], host: str, regime: str, wanted: BoostSetting
         result: Its ``result.json``.
         host: Its name in the protocol.
         regime: Its regime.
-        wanted: What the protocol asks for; the settings that differ are told as ``departures``, (asked, found).
+        wanted: What the protocol asks for; the settings that differ are told as ``departures``, [asked, found], those
+            of the distillation by their dotted names.
     """
     settings = to_dict(from_dict(BoostSettings, result["settings"]))
     asked = to_dict(wanted)
@@ -117,7 +118,7 @@ def cell(result: Mapping[str, Any], host: str, regime: str, wanted: BoostSetting
         "regime": regime,
         "created": result["created"],
         "settings": {key: value for key, value in settings.items() if key not in ("data", "masks", "jobs")},
-        "departures": {k: [asked[k], settings[k]] for k in asked if k not in HERE and asked[k] != settings[k]},
+        "departures": dict(differing(asked, settings)),
         "images": {key: result["data"][key] for key in ("source", "train", "val", "test")},
         "parameters": result["host"]["parameters"],
         "steps": settings["steps"],
@@ -130,6 +131,17 @@ def cell(result: Mapping[str, Any], host: str, regime: str, wanted: BoostSetting
         "stuck": [{"arm": run["arm"], "seed": run["seed"]} for run in result["runs"] if run["stuck"]],
         "warnings": result["warnings"],
     }
+
+
+def differing(asked: Mapping[str, Any], found: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """Yield the settings that differ, by name, as [asked, found]."""
+    for key, value in asked.items():
+        other = found.get(key)
+        if within or key not in HERE:
+            if key == "distillation" or (within and isinstance(value, dict) and isinstance(other, dict)):
+                yield from differing(value, other or {}, f"{within}{key}.")
+            elif value != other:
+                yield f"{within}{key}", [value, other]
 
 
 def flatness(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import scipy.stats
 import yaml
 from PIL import Image
 
+from inpaint_distill import Config
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="needs the repository, not an installation")
 
@@ -183,11 +185,16 @@ def test_what_is_finished_is_neither_trained_nor_collected_differently(trained):
 def test_a_cell_of_other_settings_is_told(trained, tmp_path):
     folder, _, _ = trained
     shutil.copytree(folder / "narrow-small", tmp_path / "narrow-small")
-    changed = {**PROTOCOL, "settings": {**PROTOCOL["settings"], "seeds": [0, 1, 2]}}
+    distillation = {"completion": True, "cross": {"weight": 0.7}, "decay": [1, 2]}
+    changed = {**PROTOCOL, "settings": {**PROTOCOL["settings"], "seeds": [0, 1, 2], "distillation": distillation}}
     (tmp_path / "protocol.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
     assert call("boost_study.py", "--protocol", tmp_path / "protocol.yaml", "--out", tmp_path, "--collect") == 0
     study = json.loads((tmp_path / "boost_study.json").read_text())
-    assert study["cells"][0]["departures"] == {"seeds": [[0, 1, 2], [0, 1]]}
+    assert study["cells"][0]["departures"] == {
+        "seeds": [[0, 1, 2], [0, 1]],
+        "distillation.cross.weight": [0.7, Config().cross.weight],
+        "distillation.decay": [[1, 2], None],
+    }
     assert len(study["not_run"]) == 3
     assert {(row["low"], row["high"]) for row in study["overall"]} == {(None, None)}
 
