@@ -6,8 +6,8 @@ prints the host's own loss, both terms and the factors they enter with (the firs
 left on the host in the end:
 
     step 0: host 0.8334, cross 2.8996 x 0.0000, self 5.1422 x 0.0000
-    step 12: host 0.8431, cross 1.1874 x 0.0034, self 4.9679 x 0.0003
-    step 24: host 0.7379, cross 1.1068 x 0.0087, self 1.7509 x 0.0010
+    step 12: host 0.8430, cross 1.1726 x 0.0034, self 5.2595 x 0.0000
+    step 24: host 0.7374, cross 1.1131 x 0.0094, self 1.7220 x 0.0001
     hooks left: 0
 """
 
