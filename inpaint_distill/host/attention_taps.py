@@ -23,13 +23,12 @@ from inpaint_distill.host.attention_calls import (
     join_samples,
     read_mha,
 )
-from inpaint_distill.host.taps import MethodHook, remove_with
+from inpaint_distill.host.taps import MethodHook, Placed, remove_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch.overrides import TorchFunctionMode
-    from torch.utils.hooks import RemovableHandle
 
     from inpaint_distill.host.attention import AttentionMap, AttentionSite
 
@@ -217,7 +216,8 @@ class AttentionTaps:
         self.sites = tuple(sites)
         self._session = _Session(self.sites, logits)
         self._taps: dict[str, _ModuleTap] = {}
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Placed] = []
+        remove_with(self, self._handles)
         modules = dict(root.named_modules(remove_duplicate=False))
         for index, site in enumerate(self.sites):
             if site.name not in modules:
@@ -231,11 +231,10 @@ class AttentionTaps:
         for name, tap in self._taps.items():
             module = modules[name]
             enter, leave = MethodHook(tap, "enter", _BESIDE), MethodHook(tap, "leave", _BESIDE)
-            self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            self._handles += [Placed(module, enter), Placed(module, leave)]
+            module.register_forward_pre_hook(enter, with_kwargs=True)
             # First of all hooks: one on the root says that the forward is over, after which nothing is kept.
-            handle = module.register_forward_hook(leave, with_kwargs=True, always_call=True, prepend=True)
-            self._handles.append(handle)
-        remove_with(self, self._handles)
+            module.register_forward_hook(leave, with_kwargs=True, always_call=True, prepend=True)
 
     @property
     def active(self) -> bool:

@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
-    from torch.utils.hooks import RemovableHandle
 
     from inpaint_distill.host.stage import Stage
 
-__all__ = ["FeatureTaps", "Hook", "MethodHook", "StopForward", "remove_with"]
+__all__ = ["FeatureTaps", "Hook", "MethodHook", "Placed", "StopForward", "remove_with"]
 
 
 class StopForward(BaseException):
@@ -66,12 +65,42 @@ class MethodHook(Hook):
             getattr(owner, self.method)(*args)
 
 
-def remove_with(owner: object, handles: list[RemovableHandle]) -> None:
-    """Take hooks off when their owner is gone without having done it."""
+class Placed:
+    """A handle that is made before its hook is put on a module, and finds the hook there by what it is.
+
+    Between the return of torch's own and the note of it, Ctrl-C would leave a hook that nobody knows.
+
+    Args:
+        module: Where the hook is put next; it is not kept alive.
+        hook: The hook.
+    """
+
+    def __init__(self, module: nn.Module, hook: Hook) -> None:
+        self._module = weakref.ref(module)
+        self._hook = hook
+
+    def remove(self) -> None:
+        """Take the hook off, if it is there."""
+        module = self._module()
+        if module is None:
+            return
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if hook is self._hook]:
+                del hooks[key]
+                for options in (
+                    module._forward_hooks_with_kwargs,
+                    module._forward_hooks_always_called,
+                    module._forward_pre_hooks_with_kwargs,
+                ):
+                    options.pop(key, None)
+
+
+def remove_with(owner: object, handles: list[Any]) -> None:
+    """Take hooks off when their owner is gone without having done it; called before they are put on."""
     weakref.finalize(owner, _remove, handles).atexit = False
 
 
-def _remove(handles: list[RemovableHandle]) -> None:
+def _remove(handles: list[Any]) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()
@@ -112,7 +141,8 @@ class FeatureTaps:
         self.seen: Callable[[], None] | None = None
         self._kept: dict[int, tuple[Tensor, int | None]] = {}
         self._hooks: list[_StageHook] = []
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Placed] = []
+        remove_with(self, self._handles)
         modules = dict(root.named_modules(remove_duplicate=False))
         wanted: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         for index, stage in enumerate(self.stages):
@@ -123,8 +153,8 @@ class FeatureTaps:
         for name, calls in wanted.items():
             hook = _StageHook(self, dict(calls))
             self._hooks.append(hook)
-            self._handles.append(modules[name].register_forward_hook(hook))
-        remove_with(self, self._handles)
+            self._handles.append(Placed(modules[name], hook))
+            modules[name].register_forward_hook(hook)
 
     def begin(self, watch: Callable[[int, Tensor], None] | None = None, seen: Callable[[], None] | None = None) -> None:
         """Forget the last forward and keep the next one.

@@ -1,6 +1,7 @@
 """Feature taps: what they keep, how they go, and what a copy of a tapped module carries."""
 
 import copy
+import gc
 import io
 import pickle
 import subprocess
@@ -13,6 +14,7 @@ from hosts.base import Down, Plain
 from torch import nn
 
 from inpaint_distill.errors import CaptureError, PlanError
+from inpaint_distill.host.attention import AttentionSite
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.taps import FeatureTaps, MethodHook, StopForward
 from inpaint_distill.host.watch import Watch
@@ -301,3 +303,35 @@ def test_a_tapped_zoo_host_still_saves_its_weights_alone():
     taps.begin()
     toy.call(host, *batch())
     assert list(host.state_dict()) == keys
+
+
+class Interrupted(nn.MultiheadAttention):
+    """Ctrl-C arrives when a hook has just been put on, before its handle is anywhere."""
+
+    strikes = 0
+
+    def register_forward_pre_hook(self, *args, **kwargs):
+        return self._strike(super().register_forward_pre_hook(*args, **kwargs))
+
+    def register_forward_hook(self, *args, **kwargs):
+        return self._strike(super().register_forward_hook(*args, **kwargs))
+
+    def _strike(self, handle):
+        self.strikes -= 1
+        if not self.strikes:
+            raise KeyboardInterrupt
+        return handle
+
+
+@pytest.mark.parametrize("strike", [1, 2, 3])
+def test_an_interrupt_as_the_taps_are_put_on_leaves_none(strike):
+    host = nn.ModuleDict({"first": nn.Conv2d(3, 3, 1), "attention": Interrupted(4, 1, batch_first=True)})
+    before = footprint(host)
+    host["attention"].strikes = strike
+    stages = [Stage(name="first"), Stage(name="attention", select=(0,), layout="tokens")]
+    site = AttentionSite(name="attention", kind="mha", heads=1, queries=4, keys=4, channels=4)
+    with pytest.raises(KeyboardInterrupt):
+        Watch(host, stages, [site])
+    gc.collect()
+    del host["attention"].strikes
+    assert footprint(host) == before
