@@ -75,7 +75,7 @@ class Placed:
         hook: The hook.
     """
 
-    def __init__(self, module: nn.Module, hook: Hook) -> None:
+    def __init__(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         self._module = weakref.ref(module)
         self._hook = hook
 
