@@ -52,9 +52,10 @@ def adaptive_convolution(
 
 
 def _runs_torchvision(tensor: Tensor) -> bool:
-    """Tell whether torchvision's kernels may be used: they wait for nothing but the default stream (seen in 0.26).
+    """Tell whether torchvision's kernels may be used: on the default stream alone, and not in a graph.
 
-    On any other one, such as that of a CUDA graph, they would run beside what computes their input.
+    Its sources launched them there, whatever the current stream, before they took one. On another stream, with 0.26,
+    they ran beside what computes their input: hosts with blocks went wrong, without any error.
     """
     if not tensor.is_cuda or torch.compiler.is_compiling():
         return False
