@@ -81,8 +81,8 @@ def _normalized(how: str) -> dict[str, Any]:
 
 
 # About where the balance takes the factors of the default weights after 100 steps, 32 px, of partial-conv, gated-conv
-# and unet. Measured with weights of 0.2 and 0.05, 0.0015 to 0.013 for cross and 0.0002 to 0.006 for self, and scaled down
-# with them; of gated-conv, 0.05 for attention.
+# and unet. Measured with weights of 0.2 and 0.05, 0.0015 to 0.013 for cross and 0.0002 to 0.006 for self, and scaled
+# down with them; of gated-conv, 0.05 for attention.
 _FIXED = {"cross": {"weight": 0.0025}, "self": {"weight": 0.00025}, "attention": {"weight": 0.05}}
 
 CHANGES = {
