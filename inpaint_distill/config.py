@@ -33,7 +33,7 @@ class TermConfig:
         region: Compare inside the hole (the method) or everywhere.
     """
 
-    weight: float = 0.05
+    weight: float = 0.1
     normalize: Literal["channel", "layer", "none"] = "channel"
     region: Literal["hole", "all"] = "hole"
 
@@ -110,8 +110,8 @@ class Config:
         meta: Which meta-networks there are, of ``gamma``, ``rho``, ``phi`` and ``t``; ``None`` for all that apply.
         lookahead: How they are trained.
         completion: Inject completion blocks, which stay in the host.
-        completion_levels: After which stages, counted from 0; ``None`` for those below image
-            resolution and above a single pixel.
+        completion_levels: After which stages, counted from 0; ``None`` for those below image resolution and above a
+            single pixel. The first alone gains most for its cost (docs/boost.md).
         fusion: Inject an attention module with global-local fusion after the deepest stage; it stays in the host.
         balance: Scale each term to its share of the host's gradient norm, or leave the weights as they are.
         balance_every: Steps between two measurements of the gradient norms; the first steps are all measured.
@@ -128,13 +128,13 @@ class Config:
     teacher_steps: int = 500
     teacher_lr: float = 1e-3
     cross: TermConfig = field(default_factory=TermConfig)
-    self_: TermConfig = field(default_factory=lambda: TermConfig(weight=0.005))
+    self_: TermConfig = field(default_factory=lambda: TermConfig(weight=0.0125))
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     predictor: bool = True
     meta: tuple[Literal["gamma", "rho", "phi", "t"], ...] | None = None
     lookahead: LookaheadConfig = field(default_factory=LookaheadConfig)
     completion: bool = False
-    completion_levels: tuple[int, ...] | None = None
+    completion_levels: tuple[int, ...] | None = (0,)
     fusion: bool = False
     balance: Literal["gradient_norm", "none"] = "gradient_norm"
     balance_every: int = 16
@@ -160,7 +160,7 @@ class Config:
                 "lookahead.engine = 'off'",
                 "choose an engine that trains them",
             )
-        if self.completion_levels is not None and not self.completion:
+        if self.completion_levels not in (None, (0,)) and not self.completion:
             raise ConfigError("completion_levels", "completion is off", "set completion=True")
         if self.decay is not None and not 0 <= self.decay[0] < self.decay[1]:
             raise ConfigError("decay", f"{self.decay}", "use (first, last) steps with 0 <= first < last")
@@ -170,7 +170,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     """Convert a dataclass of settings into plain dicts, lists and numbers.
 
     >>> to_dict(Config())["self"]["weight"]
-    0.005
+    0.0125
     """
 
     def plain(value: Any) -> Any:

@@ -30,10 +30,12 @@ TRAINED += ["data_spectral_norm", "private_cache", "silent_modes", "noisy", "rec
 
 
 def start(toy, optimizer=torch.optim.AdamW, **config):
-    """Build a host with its optimizer, and attach with completion unless told otherwise."""
+    """Build a host with its optimizer, and attach with completion after every stage unless told otherwise."""
     host = toy.build()
     optimizer = make_optimizer(host, optimizer)
-    return host, optimizer, inpaint_distill.attach(host, optimizer, config={**FIXED, "completion": True, **config})
+    if config.setdefault("completion", True):
+        config.setdefault("completion_levels", tuple(range(len(toy.stages))))
+    return host, optimizer, inpaint_distill.attach(host, optimizer, config={**FIXED, **config})
 
 
 def stir(host):
@@ -445,11 +447,13 @@ def test_a_stage_of_a_single_pixel_is_refused_where_it_was_asked_for():
     stage = Stage(name="levels.4", channels=8, stride=32)
     with pytest.raises(ConfigError, match="1x1"):
         completion_stages([stage], Config(completion=True, completion_levels=(0,)), (32, 32))
-    found = inpaint_distill.plan(Deep(), *batch(), stages=["levels.1", "levels.4"]).stages  # else left out
-    assert completion_stages(found, Config(completion=True), (32, 32)) == [found[0]]
+    found = inpaint_distill.plan(Deep(), *batch(), stages=["levels.1", "levels.4"]).stages
+    below = Config(completion=True, completion_levels=None)
+    assert completion_stages(found, below, (32, 32)) == [found[0]]  # else left out
     host = Deep()  # where it becomes one
     image, mask = batch(size=64)
-    distiller = inpaint_distill.attach(host, make_optimizer(host), completion=True, stages=["levels.2", "levels.3"])
+    levels = Config(completion=True, completion_levels=(0, 1))
+    distiller = inpaint_distill.attach(host, make_optimizer(host), stages=["levels.2", "levels.3"], config=levels)
     train(PLAIN, host, make_optimizer(host), [(image, mask)], distiller)
     with pytest.raises(ConfigError, match="1x1"):
         PLAIN.call(host, *batch(size=16))
@@ -457,6 +461,11 @@ def test_a_stage_of_a_single_pixel_is_refused_where_it_was_asked_for():
 
 
 def test_levels_choose_where_they_go():
+    found = inpaint_distill.plan(PLAIN.build(), *batch(), stages=["enc0", "enc1", "enc2"]).stages
+    for levels, expected in (((0,), found[:1]), (None, found[1:]), ((1, 2), found[1:])):
+        config = Config(completion=True, completion_levels=levels)
+        assert completion_stages(found, config, (32, 32)) == list(expected)
+    assert completion_stages(found, Config(completion=True), (32, 32)) == [found[0]]
     host, optimizer, distiller = start(PLAIN, completion_levels=(0, 2))
     train(PLAIN, host, optimizer, batches(1), distiller)
     assert [stage.name for stage in injected(host).stages] == ["enc0", "enc2"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from inpaint_distill.double_backward import needs_double_backward
@@ -111,11 +114,37 @@ def _bagged(feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor, whe
     part = [share * (share_y * share_x) for (_, share_y), (_, share_x) in around]
     # One bag for each sample: its four neighbours, weighed and added up in one pass over the memory.
     bags, weights = (torch.stack(each, -1).view(-1, len(index)) for each in (index, part))
-    samples = F.embedding_bag(bags, pixels, mode="sum", per_sample_weights=weights)
+    samples = _Bags.apply(pixels, bags, weights)
     out = F.linear(samples.view(len(chosen), points * channels), weight.permute(0, 2, 3, 1).flatten(1))
     if where is not None:
         out = out.new_zeros(len(pixels), len(weight)).index_copy(0, chosen, out)
     return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+class _Bags(torch.autograd.Function):
+    """Weighed sums of a few rows each: rows (P, C), indices and weights (N, K) to (N, C).
+
+    That of ``embedding_bag``, whose own backward sorts the indices, which takes longer than to add the rows up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, index, weights)
+        return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        rows, index, weights = ctx.saved_tensors
+        to_rows, _, to_weights = ctx.needs_input_grad
+        grad_rows = grad_weights = None
+        if to_rows:
+            parts = (grad.unsqueeze(1) * weights.unsqueeze(2)).flatten(0, 1)
+            grad_rows = torch.zeros_like(rows).index_add_(0, index.flatten(), parts)
+        if to_weights:
+            chosen = rows.index_select(0, index.flatten()).view(*index.shape, rows.shape[1])
+            grad_weights = torch.bmm(chosen, grad.unsqueeze(2)).squeeze(2)
+        return grad_rows, None, grad_weights
 
 
 def _neighbours(position: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:

@@ -28,7 +28,7 @@ __all__ = [
 
 BARE, LONGER, WHOLE, WIDENED = "bare", "bare_equal_time", "distilled", "widened"
 
-_WEIGHTS = {"cross": 0.05, "self": 0.005, "attention": 0.1}  # of a term that the study's own distillation leaves out
+_WEIGHTS = {"cross": 0.1, "self": 0.0125, "attention": 0.1}  # of a term that the study's own distillation leaves out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +80,14 @@ def _normalized(how: str) -> dict[str, Any]:
     return {"cross": {"normalize": how}, "self": {"normalize": how}}
 
 
+def _blocks(*levels: int) -> dict[str, Any]:
+    return {"completion": True, "completion_levels": levels}
+
+
 # About where the balance takes the factors of the default weights after 100 steps, 32 px, of partial-conv, gated-conv
 # and unet. Measured with weights of 0.2 and 0.05, 0.0015 to 0.013 for cross and 0.0002 to 0.006 for self, and scaled
 # down with them; of gated-conv, 0.05 for attention.
-_FIXED = {"cross": {"weight": 0.0025}, "self": {"weight": 0.00025}, "attention": {"weight": 0.05}}
+_FIXED = {"cross": {"weight": 0.005}, "self": {"weight": 0.0006}, "attention": {"weight": 0.05}}
 
 CHANGES = {
     "teacher_frozen": Change(label="host + distillation, frozen teacher", settings={"teacher": "frozen"}),
@@ -94,6 +98,8 @@ CHANGES = {
     "no_norm": Change(label="host + distillation, not normalized", settings=_normalized("none")),
     "fixed_weights": Change(label="host + distillation, fixed weights", settings={"balance": "none", **_FIXED}),
     "no_fade": Change(label="host + distillation, never faded", settings={"decay": None}, fade=False),
+    "deep_blocks": Change(label="host + distillation, blocks at levels 1 and 2", settings=_blocks(1, 2)),
+    "more_blocks": Change(label="host + distillation, blocks at levels 0 to 2", settings=_blocks(0, 1, 2)),
 }
 
 ARM_LABELS = {
@@ -184,7 +190,7 @@ def _parts(variant: Variant, study: Config) -> dict[str, Any]:
         values["meta"] = None
     values["completion"] = variant.completion
     if not variant.completion:
-        values["completion_levels"] = None
+        values["completion_levels"] = (0,)
     if "attention" not in variant.terms:
         values["fusion"] = False
     return values

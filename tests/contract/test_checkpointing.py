@@ -19,6 +19,7 @@ from inpaint_distill.host.taps import FeatureTaps
 from inpaint_distill.networks.meta import meta_parameters
 
 FIXED = {"warmup": 0, "balance": "none", "lookahead": {"engine": "off"}}
+BLOCKS = {"completion": True, "completion_levels": (0, 1)}
 # A power iteration that runs again in backward moves on: torch's own gradients differ then, with or without us.
 MOVES_ON = {"hook_spectral_norm"}
 NAMES = [name for name in SAMPLE if name not in MOVES_ON]
@@ -145,7 +146,7 @@ def test_gradients_are_those_without_checkpointing(plain, name, way):
     assert run.step(1)[0].isfinite()
 
 
-@pytest.mark.parametrize("config", [{"balance": "gradient_norm"}, {"completion": True}], ids=["balanced", "completed"])
+@pytest.mark.parametrize("config", [{"balance": "gradient_norm"}, BLOCKS], ids=["balanced", "completed"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["separate_known", "mat"])
 def test_balanced_and_completed_hosts_train_as_without_checkpointing(plain, name, way, config):
@@ -155,7 +156,7 @@ def test_balanced_and_completed_hosts_train_as_without_checkpointing(plain, name
 
 @pytest.mark.parametrize("way", ["around one stage", "around each stage", "around the encoder"])
 def test_a_block_whose_call_cannot_be_told_in_backward_is_named(way):
-    run = Run("recurrent", way, completion=True)
+    run = Run("recurrent", way, completion=True, completion_levels=(0, 1))
     with pytest.raises(CaptureError, match=r"runs 3 times(.|\n)*completion_levels"):
         run.step(0)
 
@@ -180,7 +181,7 @@ def test_reentrant_checkpointing_around_plain_stages_is_seen_through(plain):
         equal(Run("separate_known", way, reentrant=True).step(0), plain("separate_known")[0])
 
 
-@pytest.mark.parametrize("config", [{}, {"balance": "gradient_norm"}, {"completion": True}], ids=str)
+@pytest.mark.parametrize("config", [{}, {"balance": "gradient_norm"}, BLOCKS], ids=str)
 @pytest.mark.parametrize("name", ["separate_known", "mat"])
 def test_a_checkpoint_around_the_whole_call_is_seen_through(plain, captured, name, config):
     expected = plain(name, **config)  # first: it seeds the random numbers of this process

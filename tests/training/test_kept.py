@@ -18,7 +18,7 @@ from inpaint_distill.training.data import load_data
 from inpaint_distill.training.kept import DISTILLER, HOST, IMAGES, RESULT, is_finished, kept_file
 from inpaint_distill.training.settings import BoostSettings, Run
 
-OPTIONS = {"width": 4, "levels": 2}
+OPTIONS = {"width": 4, "levels": 3}
 SETTINGS = BoostSettings(
     host_options=OPTIONS,
     widened_options=OPTIONS,
