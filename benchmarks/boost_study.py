@@ -67,11 +67,11 @@ def train(settings: BoostSettings, folder: Path, console: Console) -> None:
     boost(settings, folder, console, resume=True)
 
 
-def train_together(plan: Sequence[tuple[str, str, BoostSettings]], out: Path, words: Sequence[str], count: int) -> None:
+def train_together(plan: Sequence[tuple[str, str, BoostSettings]], out: Path, words: Sequence[str], count: int) -> int:
     """Run cells ``count`` at a time, each in a process that writes to ``OUT/HOST-REGIME.log``.
 
-    Raises:
-        SystemExit: With the code of the first that failed, once all have ended.
+    Returns:
+        0, or, once all have ended, the code of the first that failed.
     """
     for host, regime, settings in plan:
         measure_cost(settings, out / f"{host}-{regime}")
@@ -88,7 +88,7 @@ def train_together(plan: Sequence[tuple[str, str, BoostSettings]], out: Path, wo
     if any(codes):
         failed = [f"{host}-{regime}" for (host, regime, _), code in zip(plan, codes, strict=True) if code]
         print(f"boost_study: {', '.join(failed)} did not finish: see the .log of each in {out}", file=sys.stderr)
-        raise SystemExit(next(code for code in codes if code))
+    return next((code for code in codes if code), 0)
 
 
 def finished_runs(folder: Path, host: str, regime: str) -> list[dict[str, Any]]:
@@ -271,7 +271,10 @@ def note(out: Path, arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the cells asked for, regime by regime, and collect; return 0, 2 after an error, 130 after Ctrl-C."""
+    """Run the cells asked for, regime by regime, and collect; return 0, 2 after an error, 130 after Ctrl-C.
+
+    Of cells that run together, the code of the first that failed.
+    """
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", help="folder of images (default: synthetic scenes)")
@@ -306,7 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not parsed.part:
                 note(parsed.out, words)
             if parsed.together > 1 and not parsed.part:
-                train_together(plan, parsed.out, words, parsed.together)
+                if code := train_together(plan, parsed.out, words, parsed.together):
+                    return code
                 plan = []
             for host, regime, settings in plan:
                 console.rule(f"{host}, {regime}")

@@ -6,8 +6,8 @@ prints the host's own loss, both terms and the factors they enter with (the firs
 left on the host in the end:
 
     step 0: host 0.8334, cross 2.8996 x 0.0000, self 5.1422 x 0.0000
-    step 12: host 0.8430, cross 1.1726 x 0.0034, self 5.2595 x 0.0000
-    step 24: host 0.7374, cross 1.1131 x 0.0094, self 1.7220 x 0.0001
+    step 12: host 0.8431, cross 1.1743 x 0.0034, self 5.2065 x 0.0001
+    step 24: host 0.7374, cross 1.1075 x 0.0094, self 1.7183 x 0.0003
     hooks left: 0
 """
 

@@ -5,11 +5,9 @@
 prints what has been injected, both losses, and what comes back when host and blocks are loaded into a fresh host:
 
     completion block after encoder.0[0]: 2,790 parameters
-    completion block after encoder.1[0]: 6,462 parameters
-    completion block after encoder.2[0]: 17,262 parameters
     step 0: host 0.6278, distillation 0.0000
-    step 12: host 0.3818, distillation 0.0041
-    step 24: host 0.3343, distillation 0.0029
+    step 12: host 0.3858, distillation 0.0080
+    step 24: host 0.3359, distillation 0.0062
     outputs equal: True
 """
 

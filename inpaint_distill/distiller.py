@@ -19,7 +19,7 @@ from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.compiling import AroundCompiled, EagerForward, is_compiled_in_place, uncompiled
 from inpaint_distill.host.forwards import Forward, Forwards
 from inpaint_distill.host.guard import RandomState, forked_rng, module_device, module_place, runs_again
-from inpaint_distill.host.taps import MethodHook, remove_with
+from inpaint_distill.host.taps import MethodHook, Placed, remove_with
 from inpaint_distill.host.tree import tensors
 from inpaint_distill.host.watch import Views, Watch
 from inpaint_distill.host.wrappers import check_whole, unwrap
@@ -338,17 +338,16 @@ class Distiller:
         plan = None if image is None or mask is None else plan_images(self._host, image, mask, self._wanted)
         names = ("_before_forward", "_after_forward", "_finish_forward", "_after_step")
         before, after, finish, step = (MethodHook(self, name, _BESIDE) for name in names)
+        remove_with(self, self._handles)
         if is_compiled_in_place(self._called):
-            self._handles = [AroundCompiled(self._called, before, after, finish)]
+            self._handles.append(AroundCompiled(self._called, before, after, finish))
         else:
-            self._handles = [
-                self._called.register_forward_pre_hook(before, with_kwargs=True),
-                self._called.register_forward_hook(after),
-                self._called.register_forward_hook(finish, always_call=True),
-            ]
+            self._handles += [Placed(self._called, hook) for hook in (before, after, finish)]
+            self._called.register_forward_pre_hook(before, with_kwargs=True)
+            self._called.register_forward_hook(after)
+            self._called.register_forward_hook(finish, always_call=True)
         if self._optimizer is not None:
             self._handles.append(self._optimizer.register_step_post_hook(step))
-        remove_with(self, self._handles)
         if plan is not None:  # now: where the root itself is tapped, the hooks above have to come before the tap
             self._prepare(plan)
 

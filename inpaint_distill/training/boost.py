@@ -36,6 +36,7 @@ __all__ = ["boost", "measure_cost"]
 _PREVIEW = 3  # images of the small panel
 _SHOWN = 3  # variants in the panels: the last ones
 _DAMAGED = "begin the study again in another folder: --out"
+_COST = "cost.json"
 _EXTENSIONS = 2  # times the list of learning rates may be extended at either end
 
 
@@ -88,7 +89,8 @@ def measure_cost(settings: BoostSettings, folder: Path) -> dict[str, Any]:
         DataError: Images or masks cannot be used.
     """
     runs = _open(settings, folder, resume=True)
-    return _cost(settings, load_data(settings), runs)
+    data = None if (runs / _COST).exists() else load_data(settings)
+    return _cost(settings, data, runs)
 
 
 def _write(result: dict[str, Any], images: dict[str, Tensor], folder: Path) -> None:
@@ -165,10 +167,10 @@ def _best(trials: list[dict[str, Any]]) -> dict[str, Any]:
     return max(trials, key=lambda trial: (not trial["stuck"], trial["curve"][-1]["hole_psnr"]))
 
 
-def _cost(settings: BoostSettings, data: StudyData, folder: Path) -> dict[str, Any]:
+def _cost(settings: BoostSettings, data: StudyData | None, folder: Path) -> dict[str, Any]:
     """Measure the cost of a step once per study, first of all: no worker is busy, and an arm that fails fails now."""
-    file = folder / "cost.json"
-    if not file.exists():
+    file = folder / _COST
+    if data is not None and not file.exists():
         write_json(file, step_cost(settings, data, settings.lrs[0]))
     return read_json(file, "the cost of a step", "delete it and go on with --resume: it is measured again")
 
