@@ -133,7 +133,7 @@ class _Bags(torch.autograd.Function):
         return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         rows, index, weights = ctx.saved_tensors
         to_rows, _, to_weights = ctx.needs_input_grad

@@ -141,7 +141,9 @@ EXPECTED = {
     "teacher_online": dataclasses.replace(STUDY, teacher="online"),
     "teacher_ema": STUDY,
     **{
-        name: dataclasses.replace(STUDY, cross=TermConfig(normalize=how), self_=TermConfig(weight=0.0125, normalize=how))
+        name: dataclasses.replace(
+            STUDY, cross=TermConfig(normalize=how), self_=TermConfig(weight=0.0125, normalize=how)
+        )
         for name, how in NORMALIZE.items()
     },
     "fixed_weights": dataclasses.replace(
