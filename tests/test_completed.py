@@ -123,7 +123,7 @@ def test_a_host_that_has_the_blocks_takes_other_weights_for_them(tmp_path):
     ("name", "words"),
     [
         ("two_stage", "no attribute|submodule"),
-        ("nhwc", "enc1"),
+        ("nhwc", "enc0"),
         ("batch_norm", "enc0"),
         ("ones_plane", "size mismatch"),
     ],
