@@ -215,7 +215,7 @@ TOGETHER = {
     "gated convolutions": {"wrap": ddp(), "toy": EVERY_HOST["gated-conv"], "config": UNROLL},
     "no balance": {"wrap": ddp(), "config": UNROLL | {"balance": "none"}},
     "layer normalisation": {"wrap": ddp(), "config": {"cross": {"normalize": "layer"}}},
-    "everywhere": {"wrap": ddp(), "config": {"cross": {"region": "all"}}},
+    "everywhere": {"wrap": ddp(), "config": {"cross": {"region": "all", "weight": 0.05}}},
     "unroll of two steps": {"wrap": ddp(), "config": {"lookahead": {"engine": "unroll", "every": 2, "steps": 2}}},
     "no look-ahead": {"wrap": ddp(), "config": OFF},
     "online teacher": {"wrap": ddp(), "teacher": "online"},
