@@ -111,7 +111,7 @@ class Config:
         lookahead: How they are trained.
         completion: Inject completion blocks, which stay in the host.
         completion_levels: After which stages, counted from 0; ``None`` for those below image resolution and above a
-            single pixel. The first alone gains most for its cost (docs/boost.md).
+            single pixel. One after the first stage did as much as one after each (docs/boost.md).
         fusion: Inject an attention module with global-local fusion after the deepest stage; it stays in the host.
         balance: Scale each term to its share of the host's gradient norm, or leave the weights as they are.
         balance_every: Steps between two measurements of the gradient norms; the first steps are all measured.
