@@ -68,12 +68,12 @@ class Change:
     Attributes:
         label: Its name in tables and figures.
         settings: What is changed, nested as in files; a term that the study leaves out stays out.
-        fade: Whether distillation fades to zero where the study lets it.
+        fade: How much of the time that the study gives it distillation takes to fade to zero; ``None`` for never.
     """
 
     label: str
     settings: Mapping[str, Any]
-    fade: bool = True
+    fade: float | None = 1.0
 
 
 def _normalized(how: str) -> dict[str, Any]:
@@ -97,7 +97,8 @@ CHANGES = {
     "layer_norm": Change(label="host + distillation, normalized by pixel", settings=_normalized("layer")),
     "no_norm": Change(label="host + distillation, not normalized", settings=_normalized("none")),
     "fixed_weights": Change(label="host + distillation, fixed weights", settings={"balance": "none", **_FIXED}),
-    "no_fade": Change(label="host + distillation, never faded", settings={"decay": None}, fade=False),
+    "no_fade": Change(label="host + distillation, never faded", settings={"decay": None}, fade=None),
+    "early_fade": Change(label="host + distillation, faded in half the time", settings={}, fade=0.5),
     "deep_blocks": Change(label="host + distillation, blocks at levels 1 and 2", settings=_blocks(1, 2)),
     "more_blocks": Change(label="host + distillation, blocks at levels 0 to 2", settings=_blocks(0, 1, 2)),
 }

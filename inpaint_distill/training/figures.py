@@ -48,6 +48,7 @@ _ARM_STYLES = {
     "no_norm": ("#8A8A8A", "-."),
     "fixed_weights": ("#222222", ":"),
     "no_fade": ("#0072B2", ":"),
+    "early_fade": ("#0072B2", "-."),
     "deep_blocks": ("#E69F00", ":"),
     "more_blocks": ("#E69F00", "-."),
     WIDENED: ("#D55E00", "--"),

@@ -135,7 +135,8 @@ class BoostSettings:
 
     def fade_for(self, arm: str) -> tuple[float, float] | None:
         """Return the parts of the training between which an arm's distillation fades; ``None`` for never."""
-        return None if arm in CHANGES and not CHANGES[arm].fade else self.fade
+        part = CHANGES[arm].fade if arm in CHANGES else 1.0
+        return None if self.fade is None or part is None else (part * self.fade[0], part * self.fade[1])
 
     def distillation_for(self, arm: str, steps: int) -> Config | None:
         """Return an arm's distillation, with its fade in steps; ``None`` for a host alone."""

@@ -154,6 +154,7 @@ EXPECTED = {
         attention=AttentionConfig(weight=0.05),
     ),
     "no_fade": dataclasses.replace(STUDY, decay=None),
+    "early_fade": STUDY,  # the settings say when
     "deep_blocks": dataclasses.replace(STUDY, completion=True, completion_levels=(1, 2)),
     "more_blocks": dataclasses.replace(STUDY, completion=True, completion_levels=(0, 1, 2)),
 }
@@ -173,11 +174,11 @@ def test_a_changed_distillation_leaves_out_what_the_study_does():
     assert (unnormalized.cross, unnormalized.self_) == (TermConfig(normalize="none"), study.self_)
 
 
-def test_one_arm_alone_never_fades():
-    settings = BoostSettings(fade=(0.5, 1.0), variants=("distilled", "no_fade", "layer_norm"))
+def test_one_arm_never_fades_and_one_in_half_the_time():
+    settings = BoostSettings(fade=(0.5, 1.0), variants=("distilled", "no_fade", "early_fade", "layer_norm"))
     decays = [settings.distillation_for(name, 200).decay for name in settings.variants]
-    assert decays == [(100, 200), None, (100, 200)]
-    assert [settings.fade_for(name) for name in settings.variants] == [(0.5, 1.0), None, (0.5, 1.0)]
+    assert decays == [(100, 200), None, (50, 100), (100, 200)]
+    assert [settings.fade_for(name) for name in settings.variants] == [(0.5, 1.0), None, (0.25, 0.5), (0.5, 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +187,7 @@ def test_one_arm_alone_never_fades():
         ("teacher_ema", {}),
         ("channel_norm", {}),
         ("no_fade", {"fade": None}),
+        ("early_fade", {"fade": None}),
         ("teacher_online", {"distillation": {"teacher": "online"}}),
     ],
 )
@@ -220,19 +222,19 @@ def test_changes_are_compared_with_the_studys_own_and_completion_with_width():
 
 
 @pytest.fixture(scope="module")
-def three_steps():
-    """Train an arm for three steps, the last one after the fade; return the trainer, its start and its batches."""
+def few_steps():
+    """Train an arm for five steps, the last one after the fade; return the trainer, its start and its batches."""
     settings = from_dict(BoostSettings, {**TINY, "widened_options": {"width": 7, "levels": 3}})
     settings = dataclasses.replace(settings, distillation=STUDY, fade=(0.5, 1.0))
     data = load_data(settings)
 
     @functools.cache
     def train(arm):
-        trainer = Trainer(Run(arm=arm, seed=5, steps=2, lr=1e-3), settings, data)
+        trainer = Trainer(Run(arm=arm, seed=5, steps=4, lr=1e-3), settings, data)
         start = {name: value.clone() for name, value in trainer.host.state_dict().items()}
         drawn, draw = [], trainer.batches.draw
         trainer.batches.draw = lambda: drawn.append(draw()) or drawn[-1]
-        assert torch.isfinite(torch.stack([trainer.train_step() for _ in range(3)])).all()
+        assert torch.isfinite(torch.stack([trainer.train_step() for _ in range(5)])).all()
         return trainer, start, [tensor for batch in drawn for tensor in batch]
 
     return train
@@ -243,11 +245,12 @@ def equal(first, second):
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_changed_distillation_shares_start_and_batches_and_trains_otherwise(three_steps, name):
-    trainer, start, batches = three_steps(name)
-    assert trainer.distiller.config == dataclasses.replace(EXPECTED[name], decay=None if name == "no_fade" else (1, 2))
+def test_a_changed_distillation_shares_start_and_batches_and_trains_otherwise(few_steps, name):
+    trainer, start, batches = few_steps(name)
+    decay = {"no_fade": None, "early_fade": (1, 2)}.get(name, (2, 4))
+    assert trainer.distiller.config == dataclasses.replace(EXPECTED[name], decay=decay)
     for other in ("bare", "distilled"):
-        trained, own_start, own_batches = three_steps(other)
+        trained, own_start, own_batches = few_steps(other)
         assert equal({name: start[name] for name in own_start}, own_start)  # blocks of its own aside
         assert all(torch.equal(*pair) for pair in zip(batches, own_batches, strict=True))
         # The study's teacher is the moving average already: the very same training.
@@ -255,13 +258,13 @@ def test_a_changed_distillation_shares_start_and_batches_and_trains_otherwise(th
         assert equal(trainer.host.state_dict(), trained.host.state_dict()) == same
 
 
-def test_a_widened_host_trains_without_distillation_on_the_batches_of_the_others(three_steps):
-    trainer, start, batches = three_steps("widened")
+def test_a_widened_host_trains_without_distillation_on_the_batches_of_the_others(few_steps):
+    trainer, start, batches = few_steps("widened")
     assert trainer.distiller is None
     expected = get("partial-conv").build(width=7, levels=3)
     assert [value.shape for value in start.values()] == [value.shape for value in expected.state_dict().values()]
     assert not equal(start, trainer.host.state_dict())
-    assert all(torch.equal(*pair) for pair in zip(batches, three_steps("bare")[2], strict=True))
+    assert all(torch.equal(*pair) for pair in zip(batches, few_steps("bare")[2], strict=True))
 
 
 def test_every_arm_starts_from_the_same_weights_and_trains_on_the_same_batches():
