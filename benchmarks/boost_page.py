@@ -177,7 +177,7 @@ def by_column(study: Study, columns: Sequence[tuple[str, str]], heads: Sequence[
 def training(study: Study) -> str:
     """Write how each host was trained, and whether it had learned all it could."""
     rows: list[Sequence[str]] = []
-    notes = []
+    notes: dict[str, list[str]] = {}
     for host, regime in study.run():
         cell = study.cells[host, regime]
         tried = ", ".join(f"{trial['lr']:g}" for trial in cell["tuning"])
@@ -192,7 +192,8 @@ def training(study: Study) -> str:
         rows.append((host, regime, *facts, *changes, stuck))
         departs = [f"{key} is {found}, not {asked}" for key, (asked, found) in cell["departures"].items()]
         others = [text for text in cell["warnings"] if not text.endswith("(stuck)")]  # those have their column
-        notes += [f"- {host}, {regime}: {text}" for text in (*departs, *others)]
+        for text in (*departs, *others):
+            notes.setdefault(text, []).append(f"{host}, {regime}")
     head = (
         "host",
         "regime",
@@ -203,7 +204,9 @@ def training(study: Study) -> str:
         "longer (dB)",
         "stuck runs",
     )
-    return table(head, rows, 2) + "".join(f"\n{line}" for line in ["", *notes] if notes)
+    everywhere = len(rows)
+    lines = [f"- {'every cell' if len(c) == everywhere > 1 else '; '.join(c)}: {text}" for text, c in notes.items()]
+    return table(head, rows, 2) + "".join(f"\n{line}" for line in ["", *lines] if lines)
 
 
 def speed(study: Study) -> str:

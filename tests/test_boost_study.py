@@ -248,6 +248,13 @@ def test_a_metric_that_is_absent_is_not_measured(study, tmp_path):
     assert line.count("not measured") == 3  # and LPIPS and FID, whose weights this machine does not have
 
 
+def test_a_note_is_written_once_with_the_cells_that_it_is_about(study, tmp_path):
+    cells = [{**cell, "warnings": ["the same", cell["host"]]} for cell in study["cells"]]
+    page, _ = make_page({**study, "cells": cells}, tmp_path)
+    notes = [line for line in block(page, "training").splitlines() if line.startswith("- ")]
+    assert notes == ["- every cell: the same", "- narrow, small: narrow", "- wide, small: wide"]
+
+
 @pytest.mark.parametrize(
     ("bounds", "words"),
     [((0.1, 0.3), "a gain (+0.20"), ((-0.3, -0.1), "a loss (-0.20"), ((-0.1, 0.5), "no gain is shown (+0.20")],
