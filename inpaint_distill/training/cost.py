@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from inpaint_distill.losses.balance import EAGER_STEPS
-from inpaint_distill.training.ablation import BARE
+from inpaint_distill.training.ablation import BARE, WHOLE
 from inpaint_distill.training.loop import Trainer
 from inpaint_distill.training.settings import Run
 
@@ -23,7 +23,7 @@ __all__ = ["step_cost"]
 
 _WARM = EAGER_STEPS  # steps that cost more than later ones
 _ROUNDS = 32
-_AT_ONCE, _AT_LAST = (0.0, 1e-9), (1 - 1e-9, 1.0)  # fades
+_DECAYS = {"active": None, "faded": (0, 1)}
 
 
 def step_cost(settings: BoostSettings, data: StudyData, lr: float, rounds: int | None = None) -> dict[str, Any]:
@@ -48,13 +48,16 @@ def step_cost(settings: BoostSettings, data: StudyData, lr: float, rounds: int |
     torch.set_num_threads(1)
     try:
         steps = max(settings.steps, _WARM + rounds)
-        fades = {"active": settings.fade and _AT_LAST, "faded": _AT_ONCE}
-        trainers = {
-            (arm, phase): Trainer(Run(arm=arm, seed=0, steps=steps, lr=lr), replace(settings, fade=fade), data)
-            for arm in (BARE, *settings.variants)
-            for phase, fade in fades.items()
-            if phase == "active" or (settings.distillation_for(arm, steps) and settings.fade_for(arm))
-        }
+        run = Run(arm=BARE, seed=0, steps=steps, lr=lr)
+        trainers = {}
+        for arm in (BARE, *settings.variants):
+            config = settings.distillation_for(arm, steps)
+            if config is None or settings.fade_for(arm) is None:
+                trainers[arm, "active"] = Trainer(replace(run, arm=arm), settings, data)
+                continue
+            for phase, decay in _DECAYS.items():  # of a study that has this arm's distillation
+                own = replace(settings, distillation=replace(config, decay=decay), fade=None, variants=(WHOLE,))
+                trainers[arm, phase] = Trainer(replace(run, arm=WHOLE), own, data)
         times: dict[tuple[str, str], list[float]] = {key: [] for key in trainers}
         for index in range(_WARM + rounds):
             for key in list(trainers) if index % 2 else reversed(trainers):
@@ -68,7 +71,7 @@ def step_cost(settings: BoostSettings, data: StudyData, lr: float, rounds: int |
         torch.set_num_threads(threads)
     active, faded = (
         {arm: sum(each) / sum(times[BARE, "active"]) for (arm, phase), each in times.items() if phase == name}
-        for name in fades
+        for name in _DECAYS
     )
     ratio = dict(active)
     for arm, after in faded.items():

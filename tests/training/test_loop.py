@@ -195,3 +195,9 @@ def test_what_never_fades_a_wider_host_and_one_alone_are_timed_once(data):
     cost = step_cost(settings, data, 1e-3, rounds=1)
     assert set(cost["ratio_active"]) == {"bare", *variants}
     assert set(cost["ratio_faded"]) == {"cross"}
+
+
+def test_what_fades_in_half_the_time_costs_most_for_half_as_long(data):
+    cost = step_cost(replace(SETTINGS, variants=("early_fade",), fade=(0.25, 0.5)), data, 1e-3, rounds=3)
+    active, faded = (cost[key]["early_fade"] for key in ("ratio_active", "ratio_faded"))
+    assert cost["ratio"]["early_fade"] == pytest.approx(0.25 * active + 0.75 * faded)
