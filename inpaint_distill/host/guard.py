@@ -137,6 +137,8 @@ def untouched(module: nn.Module) -> Iterator[None]:
         with forked_rng(module_device(module)):
             yield
     finally:
+        # torch 2.4 takes a weight that was cast without gradients again where they are wanted.
+        torch.clear_autocast_cache()
         with torch.no_grad():
             for tensor, value in saved:
                 tensor.data.copy_(value)  # through .data: a graph that is still open may have saved the tensor

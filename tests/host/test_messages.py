@@ -501,7 +501,7 @@ def test_a_feature_that_did_not_run_is_blamed_on_compiling_only_where_something_
 # -- attention that cannot be kept, and that is none of the image ------------------------------------------------------
 
 TOKENS = torch.rand(2, 2, 4, 8)
-NESTED = torch.nested.as_nested_tensor([torch.rand(2, 4, 8), torch.rand(2, 3, 8)], layout=torch.jagged)
+NESTED = torch.nested.as_nested_tensor([torch.rand(4, 2, 8), torch.rand(3, 2, 8)], layout=torch.jagged).transpose(1, 2)
 MHA = nn.MultiheadAttention(8, 2, batch_first=True)
 
 UNREAD = {
