@@ -68,7 +68,7 @@ class LookaheadConfig:
     Attributes:
         engine: ``finite_difference``; ``unroll``, which differentiates through the look-ahead; ``off`` leaves them at
             their start: gamma the identity, rho and phi uniform, t one half.
-        every: Optimizer steps from one look-ahead to the next, ``k``.
+        every: Optimizer steps from one look-ahead to the next, ``k``; a look-ahead follows a distilled step.
         steps: SGD steps of one look-ahead, ``T`` (``unroll``; the other engine does one).
         lr: Their learning rate, ``eta``.
         meta_lr: Learning rate of the meta-networks' Adam.
@@ -114,7 +114,8 @@ class Config:
             single pixel. One after the first stage did as much as one after each (docs/boost.md).
         fusion: Inject an attention module with global-local fusion after the deepest stage; it stays in the host.
         balance: Scale each term to its share of the host's gradient norm, or leave the weights as they are.
-        balance_every: Steps between two measurements of the gradient norms; the first steps are all measured.
+        every: Distil at every n-th optimizer step alone, n times as strongly, which costs an n-th (ours).
+        balance_every: Distilled steps between two measurements of the gradient norms; the first are all measured.
         warmup: Steps over which the weights rise linearly to their value.
         decay: Steps (first, last) between which the weights fall to zero along a cosine; ``None`` for never.
         nonfinite: What to do about NaN or inf in what a term looks at: ``raise`` an error that names the place, or
@@ -137,6 +138,7 @@ class Config:
     completion_levels: tuple[int, ...] | None = (0,)
     fusion: bool = False
     balance: Literal["gradient_norm", "none"] = "gradient_norm"
+    every: int = 1
     balance_every: int = 16
     warmup: int = 100
     decay: tuple[int, int] | None = None
@@ -147,7 +149,7 @@ class Config:
         _check(self)
         if not 0 <= self.ema_decay < 1:
             raise ConfigError("ema_decay", f"{self.ema_decay}", "use a number in [0, 1), such as 0.999")
-        for name in ("teacher_steps", "balance_every"):
+        for name in ("teacher_steps", "every", "balance_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"{getattr(self, name)}", "use an integer >= 1")
         if not self.teacher_lr > 0:

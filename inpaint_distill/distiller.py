@@ -59,7 +59,7 @@ _NO_GRADIENT = (
     "nothing that takes a gradient: the layers before it are frozen, or run in reentrant gradient checkpointing",
     "train them, checkpoint them with use_reentrant=False, or tap others: attach(stages=..., attention=...)",
 )
-_CHECK_EVERY = 100  # steps between checks that wait for an accelerator; on the CPU every step is checked
+_CHECK_EVERY = 100  # distilled steps between checks that wait for an accelerator; on the CPU every step is checked
 
 
 class Distiller:
@@ -91,7 +91,7 @@ class Distiller:
         self._terms = Terms()
         self._screen = Screen(config.nonfinite, {})
         self._companion = CompanionOptimizer([], optimizer)
-        self._lookahead = Lookahead(config.lookahead, {})
+        self._lookahead = Lookahead(config.lookahead, {}, config.every)
         self._injected: Injected | None = None
         self._watch: Watch | None = None
         self._planned: Plan | None = None  # before anything was added to it
@@ -120,7 +120,8 @@ class Distiller:
             mask: (B, 1, H, W), 1 in the hole, 0 elsewhere.
 
         Returns:
-            Scalar; exactly 0 and without a graph where every weight is 0 or the distiller is paused.
+            Scalar; exactly 0 and without a graph where every weight is 0, the distiller is paused or, with
+            ``Config(every=n)``, at the steps between.
 
         Raises:
             InputError: Image or mask are not what they should be.
@@ -135,7 +136,7 @@ class Distiller:
             raise CaptureError("a distillation loss", "loss() was called under no_grad", "call it with gradients on")
         if self._paused:
             return image.new_zeros((), dtype=torch.float32)
-        if not self._composer.active(self._step):
+        if not self._composer.due(self._step):
             if self._seeks_hole and self._forwards.last is not None:
                 check_values(image, mask, latent=self._wanted.latent)
                 self._derive(self._forwards.last.call, image, mask)
@@ -278,8 +279,8 @@ class Distiller:
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if runs_again():
             return
-        injects = self.config.fusion and self._watch is None
-        if self._paused or not (self._composer.active(self._step) or self._seeks_hole or injects):
+        unplanned = self._watch is None and (self.config.fusion or self._composer.active(self._step))
+        if self._paused or not (self._composer.due(self._step) or self._seeks_hole or unplanned):
             return
         if not torch.is_grad_enabled():
             self._ran_without_grad = True
@@ -376,7 +377,7 @@ class Distiller:
             adopt(self._optimizer, self._host, self._injected)
         self._composer.keep(self._terms.keys(), device)
         self._companion = CompanionOptimizer(self._terms.trained(), self._optimizer, self._host)
-        self._lookahead = Lookahead(self.config.lookahead, dict(meta_parameters(self._terms)))
+        self._lookahead = Lookahead(self.config.lookahead, dict(meta_parameters(self._terms)), self.config.every)
         restores = self._wanted.adapter is None or self._wanted.adapter.restores
         if self._lookahead.active and not restores and self._inpainting_loss is None:
             asked, found = "a restored image among the host's outputs", "outputs of another kind, such as noise"
@@ -453,7 +454,8 @@ class Distiller:
     ) -> Tensor:
         """Let the teacher see the complete image, and add the terms up."""
         call = forward.call
-        checked = image.device.type == "cpu" or self._recipe is None or self._step % _CHECK_EVERY == 0
+        due = self._step // self.config.every % _CHECK_EVERY == 0
+        checked = image.device.type == "cpu" or self._recipe is None or due
         if checked:
             elsewhere = self._processes.group is not None and self._recipe is not None
             check_values(image, mask, latent=self._wanted.latent, hole_elsewhere=elsewhere)

@@ -356,6 +356,7 @@ BAD_SETTINGS = {
     "warmup": (lambda: Config(warmup=-1), ("warmup", "-1")),
     "decay order": (lambda: Config(decay=(5, 5)), ("decay", "(5, 5)")),
     "ema_decay": (lambda: Config(ema_decay=1.0), ("ema_decay", "1.0", "[0, 1)")),
+    "every": (lambda: Config(every=0), ("every", "0", ">= 1")),
     "balance_every": (lambda: Config(balance_every=0), ("balance_every", "0", ">= 1")),
     "teacher_steps": (lambda: Config(teacher_steps=0), ("teacher_steps", "0")),
     "teacher_lr": (lambda: Config(teacher_lr=0.0), ("teacher_lr", "0")),

@@ -30,6 +30,7 @@ configs = st.builds(
     self_=terms,
     predictor=st.booleans(),
     balance=st.sampled_from(["gradient_norm", "none"]),
+    every=st.integers(1, 99),
     balance_every=st.integers(1, 999),
     warmup=st.integers(0, 999),
     nonfinite=st.sampled_from(["raise", "skip"]),

@@ -230,6 +230,45 @@ def test_the_terms_fade_in_and_out_with_the_steps():
     assert factors == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.5, 0.0])
 
 
+def test_between_distilled_steps_the_loss_is_zero_the_teacher_rests_and_its_share_is_made_up_for(monkeypatch):
+    config = {**FIXED, "every": 3, "self": {"weight": 0.0}, "cross": {"weight": 0.5}, "lookahead": {"every": 6}}
+    torch.manual_seed(1)
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config=config)
+    factors, asked, objectives = [], [], []
+    views = type(distiller._teacher).views
+
+    def spy(*arguments):
+        asked.append(distiller._step)
+        return views(*arguments)
+
+    monkeypatch.setattr(type(distiller._teacher), "views", spy)
+    for image, mask in data(7):
+        own = reconstruct(PLAIN, host, image, mask)
+        added = distiller.loss(image, mask)
+        factors.append(float(distiller.log["factor/cross"]) if added.requires_grad else float(added))
+        optimizer.zero_grad()
+        (own + added).backward()
+        optimizer.step()
+        objectives.append("inpainting after look-ahead" in distiller.log)
+    assert factors == pytest.approx([1.5, 0, 0, 1.5, 0, 0, 1.5])
+    assert asked == [0, 3, 4, 6]  # by the look-ahead after the fourth step too
+    assert objectives == [False] * 3 + [True] * 4  # it has the batches of both distilled steps before it
+
+
+def test_a_distiller_that_first_runs_between_distilled_steps_plans_at_once(tmp_path):
+    config = {**FIXED, "every": 2}
+    first = inpaint_distill.attach(host := PLAIN.build(), make_optimizer(host), config=config)
+    train(PLAIN, host, first._optimizer, data(1), first)
+    first.save(tmp_path / "distiller.safetensors")
+    second = inpaint_distill.attach(host := PLAIN.build(), make_optimizer(host), config=config)
+    second.load(tmp_path / "distiller.safetensors")
+    train(PLAIN, host, second._optimizer, data(1), second)
+    assert second.plan is not None
+    second.save(tmp_path / "again.safetensors")
+
+
 # -- leave no trace ----------------------------------------------------------------------------------------------------
 
 

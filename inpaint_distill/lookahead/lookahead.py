@@ -40,10 +40,13 @@ class Lookahead:
     Args:
         config: Engine, period and learning rates.
         meta: Parameters of the meta-networks.
+        stride: Optimizer steps from one that is distilled to the next.
     """
 
-    def __init__(self, config: LookaheadConfig, meta: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, config: LookaheadConfig, meta: Mapping[str, nn.Parameter], stride: int = 1) -> None:
         self.config = config
+        self._stride = stride
+        self._period = max(1, config.every // stride)  # in distilled steps
         self.meta = dict(meta)
         self.active = config.engine != "off" and bool(self.meta)
         self.objective: Tensor | None = None
@@ -58,7 +61,7 @@ class Lookahead:
     def remember(
         self, step: int, call: HostCall, image: Tensor, mask: Tensor, autocast: torch.dtype | None = None
     ) -> None:
-        """Copy a batch where the look-ahead after this step, or the next, will need it.
+        """Copy a batch where the look-ahead will need it that follows this distilled step, or the next one.
 
         Args:
             step: Optimizer steps done so far; this one will be the next.
@@ -71,7 +74,8 @@ class Lookahead:
             return
         if self._pending:
             self._restore(call, autocast)
-        if (step + 1) % self.config.every == 0 or (step + 2) % self.config.every == 0:
+        distilled = step // self._stride
+        if (distilled + 1) % self._period == 0 or (distilled + 2) % self._period == 0:
             if self._batches and self._last == step:  # of several batches of one step, the last
                 self._batches.pop()
             self._batches.append(Batch.copy(call, image, mask, autocast))
@@ -82,12 +86,13 @@ class Lookahead:
         self._batches.clear()
 
     def due(self, steps: int) -> bool:
-        """Tell whether a look-ahead follows the step just done; two batches have to be there.
+        """Tell whether a look-ahead follows the step just done: a distilled one, and two batches have to be there.
 
         Args:
             steps: Optimizer steps done, this one included.
         """
-        return self.active and steps % self.config.every == 0 and len(self._batches) == 2
+        distilled, between = divmod(steps - 1, self._stride)
+        return self.active and not between and (distilled + 1) % self._period == 0 and len(self._batches) == 2
 
     def look(self, make: Callable[[Batch, Batch], HostProblem]) -> None:
         """Look ahead once and move the meta-networks.
@@ -96,7 +101,7 @@ class Lookahead:
             make: Builds the problem from batch A and batch B.
         """
         first, second = self._batches
-        if self.config.every > 1:
+        if self._period > 1:
             self._batches.clear()
         device = second.image.device
         with torch.enable_grad(), torch.autocast(device.type, enabled=False), forked_rng(device):

@@ -63,7 +63,10 @@ class GradientNormBalancer:
         self._reached: Tensor | None = None  # whether the host's gradient has arrived anywhere
 
     def due(self, step: int) -> bool:
-        """Tell whether this step is to be observed: the first ones and until all is measured, then every few."""
+        """Tell whether this step, of those that are distilled, is to be observed.
+
+        The first ones are and, until all is measured, any; then every few.
+        """
         unmeasured = any(factor is None for factor in self.factors.values())
         return step < EAGER_STEPS or step % self.every == 0 or unmeasured
 

@@ -44,8 +44,12 @@ class Composer:
         self._device = torch.device("cpu")
 
     def active(self, step: int) -> bool:
-        """Tell whether anything counts at this step."""
+        """Tell whether anything counts around this step."""
         return bool(self.weights) and schedule(step, self.config.warmup, self.config.decay) > 0
+
+    def due(self, step: int) -> bool:
+        """Tell whether anything counts at this step."""
+        return step % self.config.every == 0 and self.active(step)
 
     def over(self, step: int) -> bool:
         """Tell whether nothing counts from this step on."""
@@ -61,7 +65,7 @@ class Composer:
 
     def observation(self, step: int) -> Observation | None:
         """Return the watcher of this step's backward where one is due."""
-        if self.balancer is None or not self.balancer.due(step):
+        if self.balancer is None or not self.balancer.due(step // self.config.every):
             return None
         return Observation(self.balancer)
 
@@ -100,7 +104,7 @@ class Composer:
             edges: and where that is in the graph.
         """
         self.settle()
-        now = schedule(step, self.config.warmup, self.config.decay)
+        now = self.config.every * schedule(step, self.config.warmup, self.config.decay)
         full = self.factors()
         factors = {name: torch.full_like(term.detach(), now) * full[name] for name, term in terms.items()}
         parts = {name: (factors[name] * term).sum() for name, term in terms.items()}

@@ -99,6 +99,8 @@ CHANGES = {
     "fixed_weights": Change(label="host + distillation, fixed weights", settings={"balance": "none", **_FIXED}),
     "no_fade": Change(label="host + distillation, never faded", settings={"decay": None}, fade=None),
     "early_fade": Change(label="host + distillation, faded in half the time", settings={}, fade=0.5),
+    "every_step": Change(label="host + distillation, at every step", settings={"every": 1}),
+    "every_fourth": Change(label="host + distillation, at every fourth step", settings={"every": 4}),
     "deep_blocks": Change(label="host + distillation, blocks at levels 1 and 2", settings=_blocks(1, 2)),
     "more_blocks": Change(label="host + distillation, blocks at levels 0 to 2", settings=_blocks(0, 1, 2)),
 }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["step_cost"]
 
-_WARM = EAGER_STEPS  # steps that cost more than later ones
+_WARM = EAGER_STEPS  # distilled steps that cost more than later ones
 _ROUNDS = 32
 _DECAYS = {"active": None, "faded": (0, 1)}
 
@@ -41,13 +41,16 @@ def step_cost(settings: BoostSettings, data: StudyData, lr: float, rounds: int |
         training, ``ratio_active`` while distillation counts and ``ratio_faded`` once it has faded to zero (of the
         totals, so that the dearer steps count), and ``rounds``.
     """
+    configs = [settings.distillation_for(arm, settings.steps) for arm in settings.variants]
+    distilled = [config for config in configs if config is not None]
+    warm = _WARM * max((config.every for config in distilled), default=1)
     if rounds is None:
-        period = math.lcm(settings.distillation.balance_every, settings.distillation.lookahead.every)
+        period = math.lcm(*(math.lcm(each.every * each.balance_every, each.lookahead.every) for each in distilled))
         rounds = period * math.ceil(_ROUNDS / period)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        steps = max(settings.steps, _WARM + rounds)
+        steps = max(settings.steps, warm + rounds)
         run = Run(arm=BARE, seed=0, steps=steps, lr=lr)
         trainers = {}
         for arm in (BARE, *settings.variants):
@@ -59,13 +62,13 @@ def step_cost(settings: BoostSettings, data: StudyData, lr: float, rounds: int |
                 own = replace(settings, distillation=replace(config, decay=decay), fade=None, variants=(WHOLE,))
                 trainers[arm, phase] = Trainer(replace(run, arm=WHOLE), own, data)
         times: dict[tuple[str, str], list[float]] = {key: [] for key in trainers}
-        for index in range(_WARM + rounds):
+        for index in range(warm + rounds):
             for key in list(trainers) if index % 2 else reversed(trainers):
                 began = time.perf_counter()
                 trainers[key].train_step()
                 if settings.device == "cuda":
                     torch.cuda.synchronize()
-                if index >= _WARM:
+                if index >= warm:
                     times[key].append(time.perf_counter() - began)
     finally:
         torch.set_num_threads(threads)

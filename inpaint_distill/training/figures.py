@@ -49,6 +49,8 @@ _ARM_STYLES = {
     "fixed_weights": ("#222222", ":"),
     "no_fade": ("#0072B2", ":"),
     "early_fade": ("#0072B2", "-."),
+    "every_step": ("#009E73", "-."),
+    "every_fourth": ("#56B4E9", "-."),
     "deep_blocks": ("#E69F00", ":"),
     "more_blocks": ("#E69F00", "-."),
     WIDENED: ("#D55E00", "--"),

@@ -40,6 +40,7 @@ class Case:
         engine: Of the look-ahead.
         completion: Whether blocks are injected, at attach; otherwise everything waits for the first forward.
         optimizer: The user's.
+        every: Of which steps one is distilled.
     """
 
     host: str
@@ -48,10 +49,11 @@ class Case:
     engine: str
     completion: bool
     optimizer: str
+    every: int = 1
 
     def __str__(self):
         blocks = "completion" if self.completion else "plain"
-        return "-".join([self.host, self.teacher, self.balance, self.engine, blocks, self.optimizer])
+        return "-".join([self.host, self.teacher, self.balance, self.engine, blocks, self.optimizer, str(self.every)])
 
 
 def _cases():
@@ -64,6 +66,7 @@ def _cases():
             engine=["finite_difference", "unroll", "off"][(row + column) % 3],
             completion=(row + column) % 2 == 1,
             optimizer=["AdamW", "SGD"][(row // 4 + column) % 2],
+            every=1 + (row // 3 + column) % 2,
         )
 
 
@@ -84,6 +87,7 @@ class Loop:
             "ema_decay": 0.9,
             "teacher_steps": 2,
             "balance": case.balance,
+            "every": case.every,
             "balance_every": 2,
             "lookahead": {"engine": case.engine, "every": 2},
             "completion": case.completion,
@@ -169,7 +173,7 @@ def in_new_process(code, *arguments):
 
 
 def test_the_cases_hold_every_pair_of_choices():
-    names = ("teacher", "balance", "engine", "completion", "optimizer")
+    names = ("teacher", "balance", "engine", "completion", "optimizer", "every")
     for one, other in itertools.combinations(names, 2):
         met = {(getattr(case, one), getattr(case, other)) for case in CASES}
         each = [{getattr(case, name) for case in CASES} for name in (one, other)]

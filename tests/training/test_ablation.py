@@ -155,6 +155,8 @@ EXPECTED = {
     ),
     "no_fade": dataclasses.replace(STUDY, decay=None),
     "early_fade": STUDY,  # the settings say when
+    "every_step": STUDY,
+    "every_fourth": dataclasses.replace(STUDY, every=4),
     "deep_blocks": dataclasses.replace(STUDY, completion=True, completion_levels=(1, 2)),
     "more_blocks": dataclasses.replace(STUDY, completion=True, completion_levels=(0, 1, 2)),
 }
@@ -188,6 +190,7 @@ def test_one_arm_never_fades_and_one_in_half_the_time():
         ("channel_norm", {}),
         ("no_fade", {"fade": None}),
         ("early_fade", {"fade": None}),
+        ("every_step", {}),
         ("teacher_online", {"distillation": {"teacher": "online"}}),
     ],
 )
@@ -223,18 +226,18 @@ def test_changes_are_compared_with_the_studys_own_and_completion_with_width():
 
 @pytest.fixture(scope="module")
 def few_steps():
-    """Train an arm for five steps, the last one after the fade; return the trainer, its start and its batches."""
+    """Train an arm for seven steps, the last one after the fade; return the trainer, its start and its batches."""
     settings = from_dict(BoostSettings, {**TINY, "widened_options": {"width": 7, "levels": 3}})
     settings = dataclasses.replace(settings, distillation=STUDY, fade=(0.5, 1.0))
     data = load_data(settings)
 
     @functools.cache
     def train(arm):
-        trainer = Trainer(Run(arm=arm, seed=5, steps=4, lr=1e-3), settings, data)
+        trainer = Trainer(Run(arm=arm, seed=5, steps=6, lr=1e-3), settings, data)
         start = {name: value.clone() for name, value in trainer.host.state_dict().items()}
         drawn, draw = [], trainer.batches.draw
         trainer.batches.draw = lambda: drawn.append(draw()) or drawn[-1]
-        assert torch.isfinite(torch.stack([trainer.train_step() for _ in range(5)])).all()
+        assert torch.isfinite(torch.stack([trainer.train_step() for _ in range(7)])).all()
         return trainer, start, [tensor for batch in drawn for tensor in batch]
 
     return train
@@ -247,14 +250,14 @@ def equal(first, second):
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_distillation_shares_start_and_batches_and_trains_otherwise(few_steps, name):
     trainer, start, batches = few_steps(name)
-    decay = {"no_fade": None, "early_fade": (1, 2)}.get(name, (2, 4))
+    decay = {"no_fade": None, "early_fade": (2, 3)}.get(name, (3, 6))
     assert trainer.distiller.config == dataclasses.replace(EXPECTED[name], decay=decay)
     for other in ("bare", "distilled"):
         trained, own_start, own_batches = few_steps(other)
         assert equal({name: start[name] for name in own_start}, own_start)  # blocks of its own aside
         assert all(torch.equal(*pair) for pair in zip(batches, own_batches, strict=True))
-        # The study's teacher is the moving average already: the very same training.
-        same = other == "distilled" and name == "teacher_ema"
+        # The study's teacher is the moving average already, and asked at every step: the very same training.
+        same = other == "distilled" and name in ("teacher_ema", "every_step")
         assert equal(trainer.host.state_dict(), trained.host.state_dict()) == same
 
 
