@@ -254,9 +254,10 @@ def test_blocks_join_the_group_that_trains_their_stage():
 
 def test_an_optimizer_that_knows_names_learns_theirs():
     host = PLAIN.build()
-    optimizer = torch.optim.AdamW(host.named_parameters())
-    if "param_names" not in optimizer.param_groups[0]:
-        pytest.skip("this torch keeps no names")
+    try:
+        optimizer = torch.optim.AdamW(host.named_parameters())
+    except TypeError:
+        pytest.skip("this torch takes no names")
     before = list(optimizer.param_groups[0]["param_names"])
     distiller = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
     train(PLAIN, host, optimizer, batches(1), distiller)

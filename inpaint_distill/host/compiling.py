@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["AroundCompiled", "EagerForward", "break_graph", "is_compiled_in_place", "uncompiled"]
 
 
-_STANCES = hasattr(torch.compiler, "set_stance")  # from torch 2.6 on, as is the reason of a break
+_BREAKS_SAY_WHY = hasattr(torch.compiler, "set_stance")  # both came with torch 2.6
 
 
 def uncompiled() -> AbstractContextManager[Any]:
     """Run what was compiled as it was written: a compiled graph runs no hook that was put on later."""
-    if _STANCES and "torch._dynamo" in sys.modules:
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
         stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
         return stance
     return nullcontext()
@@ -36,7 +36,7 @@ def uncompiled() -> AbstractContextManager[Any]:
 def break_graph(reason: str) -> None:
     """End the graph that is being traced, if there is one; under ``fullgraph=True`` dynamo stops with the reason."""
     if torch.compiler.is_dynamo_compiling():
-        if _STANCES:
+        if _BREAKS_SAY_WHY:
             torch._dynamo.graph_break(msg=reason)
         else:
             torch._dynamo.graph_break()

@@ -116,6 +116,10 @@ NOT_ATTENTION = {
 }
 
 
+if "enable_gqa" not in F.scaled_dot_product_attention.__doc__:  # came with torch 2.5
+    del NOT_ATTENTION["grouped queries"]
+
+
 @pytest.mark.parametrize("name", NOT_ATTENTION)
 def test_what_is_no_attention_over_the_image_is_listed_with_the_reason(name):
     weigh, width, reason = NOT_ATTENTION[name]
@@ -470,6 +474,7 @@ def test_a_dry_run_leaves_nothing_behind():
     assert not overrides._get_current_function_mode_stack()
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="needs torch 2.6, which runs a graph as written")
 def test_a_compiled_host_is_read_as_it_was_written():
     host = Host(Attention(KINDS["softmax"][0]))
     compiled = torch.compile(host, backend="eager")

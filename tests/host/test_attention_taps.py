@@ -250,6 +250,7 @@ def test_multihead_attention_is_seen_on_every_path(mode):
     torch.testing.assert_close(rows_of(seen), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.5", reason="its fast path passes by hooks on its parts before torch 2.5")
 def test_a_transformer_layer_does_not_bypass_its_attention_while_tapped():
     layer = nn.TransformerEncoderLayer(8, 2, batch_first=True, dropout=0.0).double().eval()
     entered = value()
@@ -598,6 +599,8 @@ def test_a_model_compiled_after_the_taps_is_seen_and_one_compiled_before_is_repo
         for found, expected in zip(taps.take(), reference.take(), strict=True):
             torch.testing.assert_close(rows_of(found), rows_of(expected))
             assert rows_of(found).requires_grad
+    if torch.__version__ < "2.6":  # which sees hooks that are put on later
+        return
     late = nn.Sequential(Softmax())
     compiled = torch.compile(late, backend="eager")
     compiled(value().float())
