@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
+from inpaint_distill.training.ablation import BARE, WHOLE
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.result import interval_of
-from inpaint_distill.training.statistics import verdict
+from inpaint_distill.training.statistics import paired_interval, verdict
 from inpaint_distill.training.tables import COMPARISON_LABELS, METRIC_FORMATS
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ MARKS = {"gain": "^", "loss": "v", "not shown": "s"}
 INK = "#222222"
 LEGEND = "blue, up: gain; orange, down: loss; grey square: the interval includes zero; large: mean over the hosts"
 NOT_RUN, NOT_MEASURED = "not yet run", "not measured"
+BLOCK = "completion"  # the arm that has the block and no distillation
 COMMAND = "python benchmarks/boost_study.py --data PHOTOS --masks MASKS --out STUDY"
 FILES = {
     "all metrics": "table.md",
@@ -221,6 +223,50 @@ def speed(study: Study) -> str:
     return table(("host", "regime", "seeds that reach it", "median of the steps", "seed by seed"), rows, 2)
 
 
+def alone(study: Study, results: Path) -> str:
+    """Write what the completion block does without distillation, from ``docs/results/block-alone/HOST-REGIME``."""
+    contrasts = {
+        (BARE, BLOCK): "block alone",
+        (BARE, WHOLE): "with distillation",
+        (BLOCK, WHOLE): "the latter minus it",
+    }
+    rows: list[Sequence[str]] = []
+    for regime in study.regimes:
+        made = []
+        for host in study.hosts:
+            file = results / "block-alone" / f"{host}-{regime}" / "result.json"
+            if not file.exists():
+                continue
+            content = json.loads(file.read_text(encoding="utf-8"))
+            found = {
+                (row["baseline"], row["arm"]): row
+                for row in content["comparisons"]
+                if (row["split"], row["metric"], row["bin"]) == ("test", "hole_psnr", "all")
+            }
+            made.append([found[contrast] for contrast in contrasts])
+            costs = (f"{content['cost']['ratio'][arm]:.2f}x" for arm in (BLOCK, WHOLE))
+            rows.append(
+                (
+                    f"[{host}](results/block-alone/{host}-{regime}/table.md)",
+                    regime,
+                    *map(difference, made[-1]),
+                    str(made[-1][0]["pairs"]),
+                    *costs,
+                )
+            )
+        if len(made) > 1:
+            means = [
+                paired_interval([0.0] * len(made), [row["mean"] for row in column])
+                for column in zip(*made, strict=True)
+            ]
+            shown = [
+                difference({"metric": "hole_psnr", "mean": m.mean, "low": m.low, "high": m.high, "pairs": m.pairs})
+                for m in means
+            ]
+            rows.append((f"mean of {len(made)} hosts", regime, *shown))
+    return table(("host", "regime", *contrasts.values(), "pairs", "step, block alone", "step"), rows, 2)
+
+
 def repeat(study: Study, results: Path) -> str:
     """Write the command of each cell, and links to what lies of it."""
     rows = []
@@ -339,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study = Study(json.loads((results / "boost_study.json").read_text(encoding="utf-8")))
     forest(study, results / "boost_study.png")
     made = {write.__name__: write(study) for write in (headline, bins, metrics, training, speed)}
-    insert(root / "docs" / "boost.md", {**made, "repeat": repeat(study, results)})
+    insert(root / "docs" / "boost.md", {**made, "alone": alone(study, results), "repeat": repeat(study, results)})
     insert(root / "README.md", {"results": short(study)})
 
 

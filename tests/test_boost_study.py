@@ -207,7 +207,7 @@ def test_an_unknown_host_or_regime_is_an_error_with_a_near_name(trained, capsys)
 
 def make_page(study, root):
     results = root / "docs" / "results"
-    (results / "boost-study" / "narrow-small").mkdir(parents=True)
+    (results / "boost-study" / "narrow-small").mkdir(parents=True, exist_ok=True)
     (results / "boost-study" / "narrow-small" / "curves.png").touch()
     shutil.copy(ROOT / "docs" / "boost.md", root / "docs")
     shutil.copy(ROOT / "README.md", root)
@@ -246,6 +246,31 @@ def test_a_metric_that_is_absent_is_not_measured(study, tmp_path):
     page, _ = make_page({**study, "rows": [row for row in study["rows"] if row["metric"] != "ssim"]}, tmp_path)
     line = next(line for line in block(page, "metrics").splitlines() if line.startswith("| narrow | small"))
     assert line.count("not measured") == 3  # and LPIPS and FID, whose weights this machine does not have
+
+
+def test_the_block_alone_is_set_against_the_distilled_one_host_by_host(study, tmp_path):
+    gains = {"narrow": {("bare", "completion"): 0.3, ("bare", "distilled"): 0.4, ("completion", "distilled"): 0.1}}
+    gains["wide"] = {contrast: value + 0.2 for contrast, value in gains["narrow"].items()}
+    for host, values in gains.items():
+        folder = tmp_path / "docs" / "results" / "block-alone" / f"{host}-small"
+        folder.mkdir(parents=True)
+        about = {"split": "test", "metric": "hole_psnr", "bin": "all", "pairs": 5}
+        rows = [
+            {**about, "baseline": baseline, "arm": arm, "mean": mean, "low": mean - 0.2, "high": mean + 0.2}
+            for (baseline, arm), mean in values.items()
+        ]
+        others = [
+            {**row, key: value, "mean": 9.0} for row in rows for key, value in (("split", "val"), ("bin", "10-20"))
+        ]
+        ratio = {"bare": 1.0, "completion": 1.25, "distilled": 1.5}
+        content = {"comparisons": [*others, *rows], "cost": {"ratio": ratio}}
+        (folder / "result.json").write_text(json.dumps(content))
+    page, _ = make_page(study, tmp_path)
+    link = "[narrow](results/block-alone/narrow-small/table.md)"
+    found = ["**+0.30 [+0.10, +0.50]**", "**+0.40 [+0.20, +0.60]**", "+0.10 [-0.10, +0.30]"]
+    assert cells_of(page, "alone", link, "small")[2:] == [*found, "5", "1.25x", "1.50x"]
+    reach = scipy.stats.t.ppf(0.975, 1) * 0.1  # two hosts, 0.2 apart
+    assert cells_of(page, "alone", "mean of 2 hosts", "small")[2] == f"+0.40 [{0.4 - reach:+.2f}, {0.4 + reach:+.2f}]"
 
 
 def test_a_note_is_written_once_with_the_cells_that_it_is_about(study, tmp_path):
