@@ -13,8 +13,6 @@ from inpaint_distill.double_backward import needs_double_backward
 
 __all__ = ["adaptive_convolution"]
 
-_CACHE = 2**20  # bytes
-
 
 def adaptive_convolution(
     feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor, where: Tensor | None = None
@@ -126,8 +124,7 @@ def _bagged(feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor, whe
 class _Bags(torch.autograd.Function):
     """Weighed sums of a few rows each: rows (P, C), indices and weights (N, K) to (N, C).
 
-    That of ``embedding_bag``, whose own backward sorts the indices, which takes longer than to add the rows up. Some
-    bags are done at a time, so that what they need stays in the cache.
+    That of ``embedding_bag``, whose own backward sorts the indices, which takes longer than to add the rows up.
     """
 
     @staticmethod
@@ -140,18 +137,13 @@ class _Bags(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         rows, index, weights = ctx.saved_tensors
         to_rows, _, to_weights = ctx.needs_input_grad
-        grad_rows = torch.zeros_like(rows) if to_rows else None
-        grad_weights = torch.empty_like(weights) if to_weights else None
-        bags = max(1, _CACHE // (index.shape[1] * rows.shape[1] * rows.itemsize))
-        for start in range(0, len(index), bags):
-            some = slice(start, start + bags)
-            chosen = index[some].flatten()
-            if grad_rows is not None:
-                parts = grad[some].unsqueeze(1) * weights[some].unsqueeze(2)
-                grad_rows.index_add_(0, chosen, parts.flatten(0, 1))
-            if grad_weights is not None:
-                around = rows.index_select(0, chosen).view(-1, *weights.shape[1:], rows.shape[1])
-                torch.bmm(around, grad[some].unsqueeze(2), out=grad_weights[some].unsqueeze(2))
+        grad_rows = grad_weights = None
+        if to_rows:
+            parts = (grad.unsqueeze(1) * weights.unsqueeze(2)).flatten(0, 1)
+            grad_rows = torch.zeros_like(rows).index_add_(0, index.flatten(), parts)
+        if to_weights:
+            chosen = rows.index_select(0, index.flatten()).view(*index.shape, rows.shape[1])
+            grad_weights = torch.bmm(chosen, grad.unsqueeze(2)).squeeze(2)
         return grad_rows, None, grad_weights
 
 
