@@ -112,6 +112,8 @@ class Config:
         completion: Inject completion blocks, which stay in the host.
         completion_levels: After which stages, counted from 0; ``None`` for those below image resolution and above a
             single pixel. One after the first stage did as much as one after each (docs/boost.md).
+        completion_adaptive: Give the blocks a kernel and offsets per pixel (DGI) instead of one convolution, which did
+            as much at a part of the cost (docs/boost.md).
         fusion: Inject an attention module with global-local fusion after the deepest stage; it stays in the host.
         balance: Scale each term to its share of the host's gradient norm, or leave the weights as they are.
         every: Distil at every n-th optimizer step alone, n times as strongly, which costs an n-th (ours).
@@ -136,6 +138,7 @@ class Config:
     lookahead: LookaheadConfig = field(default_factory=LookaheadConfig)
     completion: bool = False
     completion_levels: tuple[int, ...] | None = (0,)
+    completion_adaptive: bool = False
     fusion: bool = False
     balance: Literal["gradient_norm", "none"] = "gradient_norm"
     every: int = 1
@@ -164,6 +167,8 @@ class Config:
             )
         if self.completion_levels not in (None, (0,)) and not self.completion:
             raise ConfigError("completion_levels", "completion is off", "set completion=True")
+        if self.completion_adaptive and not self.completion:
+            raise ConfigError("completion_adaptive", "completion is off", "set completion=True")
         if self.decay is not None and not 0 <= self.decay[0] < self.decay[1]:
             raise ConfigError("decay", f"{self.decay}", "use (first, last) steps with 0 <= first < last")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from inpaint_distill.networks.completion import CompletionBlock
 from inpaint_distill.networks.fusion import GlobalLocalAttention
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from inpaint_distill.config import Config
     from inpaint_distill.plan import Plan
@@ -153,11 +154,16 @@ class Injected(nn.Module):
 
     def to_spec(self) -> dict[str, Any]:
         """Return what is needed to build the same again, as JSON values."""
-        kinds = {CompletionBlock: "completion", GlobalLocalAttention: "fusion"}
+
+        def kind(block: nn.Module) -> str:
+            if not isinstance(block, CompletionBlock):
+                return "fusion"
+            return "adaptive completion" if block.adaptive else "completion"
+
         return {
             "source": dataclasses.asdict(self.source) if self.source else None,
             "blocks": [
-                {"kind": kinds[type(block)], "stage": dataclasses.asdict(stage)}
+                {"kind": kind(block), "stage": dataclasses.asdict(stage)}
                 for block, stage in zip(self.blocks, self.stages, strict=True)
             ],
         }
@@ -174,7 +180,11 @@ class Injected(nn.Module):
         own = Injected()
         own.install(host)
         own.source = Injected.read_source(spec)
-        kinds = {"completion": CompletionBlock, "fusion": GlobalLocalAttention}
+        kinds: dict[str, Callable[[int], nn.Module]] = {
+            "completion": CompletionBlock,
+            "adaptive completion": partial(CompletionBlock, adaptive=True),
+            "fusion": GlobalLocalAttention,
+        }
         for each in spec["blocks"]:
             stage = Stage.from_spec(each["stage"])
             own.add(host, kinds[each["kind"]](stage.channels), stage)
@@ -257,7 +267,8 @@ def inject(
         added: list[tuple[nn.Module, Stage]] = []
         if config.fusion:
             added.append((GlobalLocalAttention(plan.stages[-1].channels), plan.stages[-1]))
-        added += [(CompletionBlock(stage.channels), stage) for stage in completed]
+        adaptive = config.completion_adaptive
+        added += [(CompletionBlock(stage.channels, adaptive=adaptive), stage) for stage in completed]
         own = Injected()
         own.install(host)
         for block, stage in added:

@@ -45,10 +45,11 @@ def outputs(toy, host):
     return output
 
 
+@pytest.mark.parametrize("adaptive", [False, True], ids=["plain", "adaptive"])
 @pytest.mark.parametrize("name", HOSTS)
-def test_a_loaded_host_is_the_saved_one(tmp_path, name):
+def test_a_loaded_host_is_the_saved_one(tmp_path, name, adaptive):
     toy = ZOO[name]
-    host = completed(toy, fusion=True, attention={"weight": 0.0})
+    host = completed(toy, fusion=True, attention={"weight": 0.0}, completion_adaptive=adaptive)
     save_host(host, tmp_path / "host")
     other = toy.build(seed=1)
     assert load_host(other, tmp_path / "host") is other

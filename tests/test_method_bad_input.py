@@ -46,6 +46,7 @@ BAD_SETTINGS = {
         ("rho, phi", "off", "engine"),
     ),
     "levels without blocks": (lambda: Config(completion_levels=(1,)), ("completion_levels", "completion=True")),
+    "adaptive without blocks": (lambda: Config(completion_adaptive=True), ("completion_adaptive", "completion=True")),
     "completion that is a word": (lambda: Config(completion="yes"), ("completion", "'yes'", "bool")),
     "fusion that is a number": (lambda: Config(fusion=1), ("fusion", "1", "bool")),
     "block without channels": (lambda: CompletionBlock(0), ("completion block", "channels=0")),

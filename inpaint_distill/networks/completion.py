@@ -17,18 +17,25 @@ class CompletionBlock(nn.Module):
 
     ::
 
-        x    = x' * (1 - M) + F(x') * M
+        x     = x' * (1 - M) + F(x') * M
         F(x') = x' + B(x')                                                  (the residual is ours)
-        B(x')_j = sum_k V_{j,k} * W_k * x'_{j + k + D_{j,k}}      V = f_ker(x', M),  D = f_off(x', M)
 
-    ``f_ker`` and ``f_off`` are 3x3 convolutions (the size is ours), which are told where the hole is (ours: DGI's see
-    ``x'`` alone, in which an offset has to guess on which side the known pixels are). ``W`` and ``D`` start at zero and
-    ``V`` at one, so the block starts as the identity, bit for bit, and ``W`` learns from the first step. A pixel where
-    ``M`` is 0 never changes, whatever the branch holds.
+        B(x')   = W * x'                                                    (ours)
+        B(x')_j = sum_k V_{j,k} * W_k * x'_{j + k + D_{j,k}}                (adaptive, DGI)
+                  V = f_ker(x', M),  D = f_off(x', M) / 10
+
+    The plain convolution did as much as the adaptive one, at a part of its cost (docs/boost.md). ``f_ker`` and ``f_off``
+    are 3x3 convolutions (the size is ours), which are told where the hole is (ours: DGI's see ``x'`` alone, in which an
+    offset has to guess on which side the known pixels are). The offsets learn a tenth as fast as the rest (ours, after
+    the lower rate that deformable convolutions are usually given): at the host's rate they can run away.
+
+    ``W`` and ``D`` start at zero and ``V`` at one, so the block starts as the identity, bit for bit, and ``W`` learns
+    from the first step. A pixel where ``M`` is 0 never changes, whatever the branch holds.
 
     Args:
         channels: Channels of the feature.
         kernel_size: K, odd.
+        adaptive: Whether ``B`` has a kernel and offsets per pixel.
 
     Raises:
         ConfigError: Fewer than one channel, or a kernel size that is not odd and positive.
@@ -39,18 +46,20 @@ class CompletionBlock(nn.Module):
     True
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+    def __init__(self, channels: int, kernel_size: int = 3, *, adaptive: bool = False) -> None:
         super().__init__()
         if channels < 1:
             raise ConfigError("a completion block", f"channels={channels}", "give the feature's channels, 1 or more")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ConfigError("a completion block", f"kernel_size={kernel_size}", "use an odd size such as 3")
-        points = kernel_size * kernel_size
         self.weight = nn.Parameter(torch.zeros(channels, channels, kernel_size, kernel_size))
-        self.kernel = nn.Conv2d(channels + 1, points, 3, padding=1)
-        self.offset = nn.Conv2d(channels + 1, 2 * points, 3, padding=1)
-        for parameter in (*self.kernel.parameters(), *self.offset.parameters()):
-            nn.init.zeros_(parameter)
+        self.adaptive = adaptive
+        if adaptive:
+            points = kernel_size * kernel_size
+            self.kernel = nn.Conv2d(channels + 1, points, 3, padding=1)
+            self.offset = nn.Conv2d(channels + 1, 2 * points, 3, padding=1)
+            for parameter in (*self.kernel.parameters(), *self.offset.parameters()):
+                nn.init.zeros_(parameter)
 
     @staticmethod
     def check_size(size: tuple[int, int]) -> None:
@@ -83,16 +92,20 @@ class CompletionBlock(nn.Module):
         self.check_size((height, width))
         share = F.adaptive_avg_pool2d(hole.float(), (height, width))
         with torch.autocast(feature.device.type, enabled=False):
-            layers = (self.kernel, self.offset)  # in one convolution
-            weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
-            seen = torch.cat([feature.to(weight.dtype), share.to(weight.dtype)], dim=1)
-            both = F.conv2d(seen, weight, bias, padding=1)
-            kernel, offset = torch.split(both, [layer.out_channels for layer in layers], dim=1)
-            # A kernel linear in x' would make the branch grow with its square; the sigmoid of DCNv2 bounds it. Doubled,
-            # it starts at 1: the block starts as a plain convolution, whose weight has its full gradient (ours).
-            kernel = 2 * kernel.sigmoid()
             wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
-            branch = adaptive_convolution(wide, self.weight, offset, kernel, share > 0)
-            completed = wide + share * branch
+            completed = wide + share * (self._adapted(wide, share) if self.adaptive else self._convolved(wide))
         # Not by `share` alone: 0 times an overflow is NaN.
         return torch.where(share > 0, completed.to(feature.dtype), feature)
+
+    def _convolved(self, feature: Tensor) -> Tensor:
+        return F.conv2d(feature, self.weight.to(feature.dtype), padding=self.weight.shape[-1] // 2)
+
+    def _adapted(self, feature: Tensor, share: Tensor) -> Tensor:
+        layers = (self.kernel, self.offset)  # in one convolution
+        weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+        seen = torch.cat([feature.to(weight.dtype), share.to(weight.dtype)], dim=1)
+        both = F.conv2d(seen, weight, bias, padding=1)
+        kernel, offset = torch.split(both, [layer.out_channels for layer in layers], dim=1)
+        # A kernel linear in x' would make the branch grow with its square; the sigmoid of DCNv2 bounds it. Doubled, it
+        # starts at 1: the block starts as a plain convolution, whose weight has its full gradient (ours).
+        return adaptive_convolution(feature, self.weight, offset / 10, 2 * kernel.sigmoid(), share > 0)

@@ -101,6 +101,9 @@ CHANGES = {
     "early_fade": Change(label="host + distillation, faded in half the time", settings={}, fade=0.5),
     "every_step": Change(label="host + distillation, at every step", settings={"every": 1}),
     "every_fourth": Change(label="host + distillation, at every fourth step", settings={"every": 4}),
+    "adaptive_blocks": Change(
+        label="host + distillation, adaptive blocks", settings={"completion": True, "completion_adaptive": True}
+    ),
     "deep_blocks": Change(label="host + distillation, blocks at levels 1 and 2", settings=_blocks(1, 2)),
     "more_blocks": Change(label="host + distillation, blocks at levels 0 to 2", settings=_blocks(0, 1, 2)),
 }
@@ -193,7 +196,7 @@ def _parts(variant: Variant, study: Config) -> dict[str, Any]:
         values["meta"] = None
     values["completion"] = variant.completion
     if not variant.completion:
-        values["completion_levels"] = (0,)
+        values |= {"completion_levels": (0,), "completion_adaptive": False}
     if "attention" not in variant.terms:
         values["fusion"] = False
     return values

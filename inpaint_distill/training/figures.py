@@ -51,6 +51,7 @@ _ARM_STYLES = {
     "early_fade": ("#0072B2", "-."),
     "every_step": ("#009E73", "-."),
     "every_fourth": ("#56B4E9", "-."),
+    "adaptive_blocks": ("#8A8A8A", ":"),
     "deep_blocks": ("#E69F00", ":"),
     "more_blocks": ("#E69F00", "-."),
     WIDENED: ("#D55E00", "--"),

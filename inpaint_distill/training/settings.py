@@ -94,7 +94,7 @@ class BoostSettings:
     tune_steps: int | None = None
     clip: float = 1.0
     evaluations: int = 10
-    fade: tuple[float, float] | None = (0.25, 0.5)
+    fade: tuple[float, float] | None = (0.1, 0.25)
     equal_time: bool = True
     score_test: bool = True
     variants: tuple[str, ...] = (WHOLE,)

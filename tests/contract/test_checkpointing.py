@@ -19,7 +19,7 @@ from inpaint_distill.host.taps import FeatureTaps
 from inpaint_distill.networks.meta import meta_parameters
 
 FIXED = {"warmup": 0, "balance": "none", "lookahead": {"engine": "off"}}
-BLOCKS = {"completion": True, "completion_levels": (0, 1)}
+BLOCKS = {"completion": True, "completion_levels": (0, 1), "completion_adaptive": True}
 # A power iteration that runs again in backward moves on: torch's own gradients differ then, with or without us.
 MOVES_ON = {"hook_spectral_norm"}
 NAMES = [name for name in SAMPLE if name not in MOVES_ON]

@@ -261,11 +261,11 @@ def test_tapped_attention_in_one_graph_is_refused_with_the_reason_and_the_way_ou
 # -- blocks that stay in the host --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", ["completion", "fusion"])
+@pytest.mark.parametrize("option", ["completion", "completion_adaptive", "fusion"])
 def test_injected_blocks_are_part_of_the_graph_and_stay_when_the_distiller_goes(option):
     toy = EVERY_HOST["separate_known"]
     image, mask = batch(size=toy.size)
-    levels = {"completion_levels": (2,)} if option == "completion" else {}
+    levels = {} if option == "fusion" else {"completion": True, "completion_levels": (2,)}
     arguments = {"config": {option: True, **levels}, "image": image, "mask": mask}
     compiled, plain = (Run("separate_known", each, **arguments) for each in (eagerly, None))
     assert same(compiled.trained(), plain.trained())
@@ -275,15 +275,17 @@ def test_injected_blocks_are_part_of_the_graph_and_stay_when_the_distiller_goes(
         assert same(toy.call(called, image, mask), toy.call(expected, image, mask))
 
 
-def test_completion_blocks_go_into_one_graph():
+@pytest.mark.parametrize("adaptive", [False, True], ids=["plain", "adaptive"])
+def test_completion_blocks_go_into_one_graph(adaptive):
     one = partial(around, backend="eager", fullgraph=True)
-    compiled = Run("separate_known", one, config={"completion": True})
+    config = {"completion": True, "completion_adaptive": adaptive}
+    compiled = Run("separate_known", one, config=config)
     losses = compiled.train(2)
     first = graphs()
     losses += compiled.train(4, start=2)
     assert graphs() == first
     assert breaks() == 0
-    assert same(losses, Run("separate_known", config={"completion": True}).train(6))
+    assert same(losses, Run("separate_known", config=config).train(6))
 
 
 # -- step after step ---------------------------------------------------------------------------------------------------

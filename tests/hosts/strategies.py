@@ -32,6 +32,8 @@ def _configs(draw):
             seed=[1],
         )
     )
+    if config.get("completion") and draw(st.booleans()):
+        config["completion_adaptive"] = True
     for name, values in (
         ("cross", draw(term)),
         ("self", draw(term)),

@@ -157,6 +157,7 @@ EXPECTED = {
     "early_fade": STUDY,  # the settings say when
     "every_step": STUDY,
     "every_fourth": dataclasses.replace(STUDY, every=4),
+    "adaptive_blocks": dataclasses.replace(STUDY, completion=True, completion_adaptive=True),
     "deep_blocks": dataclasses.replace(STUDY, completion=True, completion_levels=(1, 2)),
     "more_blocks": dataclasses.replace(STUDY, completion=True, completion_levels=(0, 1, 2)),
 }
