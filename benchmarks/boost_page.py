@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from inpaint_distill.training.ablation import BARE, WHOLE
+from inpaint_distill.training.ablation import WHOLE
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.result import interval_of
-from inpaint_distill.training.statistics import paired_interval, verdict
+from inpaint_distill.training.statistics import verdict
 from inpaint_distill.training.tables import COMPARISON_LABELS, METRIC_FORMATS
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ FILES = {
     "all metrics": "table.md",
     "JSON": "result.json",
     "curves": "curves.png",
-    "differences": "differences.png",
+    "differences": "forest.png",
     "images": "panels.png",
     "features": "inspect/features.png",
 }
@@ -53,12 +53,10 @@ class Study:
         self.hosts = [each["name"] for each in protocol["hosts"]]
         self.regimes = list(protocol["regimes"])
         self.cells = {(each["host"], each["regime"]): each for each in content["cells"]}
-        self.rows = {
-            tuple(row[key] for key in ("host", "regime", "comparison", "metric", "bin")): row for row in content["rows"]
-        }
+        names = ("regime", "arm", "comparison", "metric", "bin")
+        self.rows = {(row["host"], *(row[name] for name in names)): row for row in content["rows"]}
         self.means = {
-            tuple(row[key] for key in ("regime", "comparison", "metric", "bin")): {**row, "pairs": len(row["hosts"])}
-            for row in content["overall"]
+            tuple(row[name] for name in names): {**row, "pairs": len(row["hosts"])} for row in content["overall"]
         }
 
     def places(self) -> list[tuple[str, str]]:
@@ -69,9 +67,19 @@ class Study:
         """Return host and regime of every cell that has been run."""
         return [place for place in self.places() if place in self.cells]
 
-    def row(self, host: str, regime: str, comparison: str, metric: str = "hole_psnr", name: str = "all") -> Any:
-        """Return a row of a cell, or ``None`` where nothing is measured."""
-        return self.rows.get((host, regime, comparison, metric, name))
+    def row(
+        self,
+        host: str | None,
+        regime: str,
+        comparison: str,
+        metric: str = "hole_psnr",
+        name: str = "all",
+        *,
+        arm: str = WHOLE,
+    ) -> Any:
+        """Return a row of a cell, or that of the mean over the hosts; ``None`` where nothing is measured."""
+        key = (regime, arm, comparison, metric, name)
+        return self.means.get(key) if host is None else self.rows.get((host, *key))
 
 
 def outcome(row: Mapping[str, Any]) -> str:
@@ -109,7 +117,7 @@ def finding(study: Study) -> str:
     for regime in study.regimes:
         said = []
         for comparison, label in COMPARISON_LABELS.items():
-            row = study.means.get((regime, comparison, "hole_psnr", "all"))
+            row = study.row(None, regime, comparison)
             if row is not None:
                 found = {"gain": "a gain", "loss": "a loss"}.get(outcome(row), "no gain is shown")
                 found = "one host, which says nothing about others" if row["pairs"] < 2 else found
@@ -133,11 +141,11 @@ def headline(study: Study) -> str:
             rows.append((host, regime, NOT_RUN))
             continue
         values = (value(steps, "baseline_mean"), value(steps, "arm_mean"), difference(steps))
-        pairs, cost = str(steps["pairs"] if steps else 0), f"{cell['cost_ratio']:.2f}x"
+        pairs, cost = str(steps["pairs"] if steps else 0), f"{cell['cost_ratio'][WHOLE]:.2f}x"
         train = f"{cell['images']['train']:,}"
         rows.append((host, regime, train, *values, value(longer, "baseline_mean"), difference(longer), pairs, cost))
     for regime in study.regimes:
-        steps, longer = (study.means.get((regime, c, "hole_psnr", "all")) for c in COMPARISON_LABELS)
+        steps, longer = (study.row(None, regime, c) for c in COMPARISON_LABELS)
         if steps is not None:
             rows.append(
                 (f"mean of {steps['pairs']} hosts", regime, "", "", "", difference(steps), "", difference(longer))
@@ -223,48 +231,23 @@ def speed(study: Study) -> str:
     return table(("host", "regime", "seeds that reach it", "median of the steps", "seed by seed"), rows, 2)
 
 
-def alone(study: Study, results: Path) -> str:
-    """Write what the completion block does without distillation, from ``docs/results/block-alone/HOST-REGIME``."""
-    contrasts = {
-        (BARE, BLOCK): "block alone",
-        (BARE, WHOLE): "with distillation",
-        (BLOCK, WHOLE): "the latter minus it",
+def alone(study: Study) -> str:
+    """Write what the completion block does without distillation, and what distillation adds to it."""
+    compared = {
+        ("steps", BLOCK): "block alone",
+        ("steps", WHOLE): "with distillation",
+        ("block", WHOLE): "the latter minus it",
     }
     rows: list[Sequence[str]] = []
     for regime in study.regimes:
-        made = []
-        for host in study.hosts:
-            file = results / "block-alone" / f"{host}-{regime}" / "result.json"
-            if not file.exists():
+        for host in (*study.hosts, None):
+            found = [study.row(host, regime, comparison, arm=arm) for comparison, arm in compared]
+            if None in found:
                 continue
-            content = json.loads(file.read_text(encoding="utf-8"))
-            found = {
-                (row["baseline"], row["arm"]): row
-                for row in content["comparisons"]
-                if (row["split"], row["metric"], row["bin"]) == ("test", "hole_psnr", "all")
-            }
-            made.append([found[contrast] for contrast in contrasts])
-            costs = (f"{content['cost']['ratio'][arm]:.2f}x" for arm in (BLOCK, WHOLE))
-            rows.append(
-                (
-                    f"[{host}](results/block-alone/{host}-{regime}/table.md)",
-                    regime,
-                    *map(difference, made[-1]),
-                    str(made[-1][0]["pairs"]),
-                    *costs,
-                )
-            )
-        if len(made) > 1:
-            means = [
-                paired_interval([0.0] * len(made), [row["mean"] for row in column])
-                for column in zip(*made, strict=True)
-            ]
-            shown = [
-                difference({"metric": "hole_psnr", "mean": m.mean, "low": m.low, "high": m.high, "pairs": m.pairs})
-                for m in means
-            ]
-            rows.append((f"mean of {len(made)} hosts", regime, *shown))
-    return table(("host", "regime", *contrasts.values(), "pairs", "step, block alone", "step"), rows, 2)
+            name = host or f"mean of {found[0]['pairs']} hosts"
+            costs = [f"{study.cells[host, regime]['cost_ratio'][arm]:.2f}x" for arm in (BLOCK, WHOLE)] if host else []
+            rows.append((name, regime, *map(difference, found), str(found[0]["pairs"]) if host else "", *costs))
+    return table(("host", "regime", *compared.values(), "pairs", "step, block alone", "step"), rows, 2)
 
 
 def repeat(study: Study, results: Path) -> str:
@@ -296,10 +279,10 @@ def short(study: Study) -> str:
         row = [host, f"{made[0]['parameters']:,}" if made else ""]
         for regime, cell in zip(study.regimes, own, strict=True):
             row += [difference(study.row(host, regime, c)) if cell else NOT_RUN for c in COMPARISON_LABELS]
-        rows.append((*row, ", ".join(f"{cell['cost_ratio']:.2f}x" for cell in made)))
+        rows.append((*row, ", ".join(f"{cell['cost_ratio'][WHOLE]:.2f}x" for cell in made)))
     mean = ["mean over hosts", ""]
     for regime in study.regimes:
-        found = [study.means.get((regime, c, "hole_psnr", "all")) for c in COMPARISON_LABELS]
+        found = [study.row(None, regime, c) for c in COMPARISON_LABELS]
         mean += ["" if row is None else difference(row) for row in found]
     head = [
         "host",
@@ -327,9 +310,7 @@ def forest(study: Study, path: Path) -> None:
     for axis, (comparison, label) in zip(axes, COMPARISON_LABELS.items(), strict=True):
         axis.axvline(0, color=INK, linewidth=0.9, zorder=1)
         for position, (regime, host) in enumerate(lines):
-            key = (regime, comparison, "hole_psnr", "all")
-            row = study.means.get(key) if host is None else study.row(host, regime, comparison)
-            draw(axis, position, row, mean=host is None)
+            draw(axis, position, study.row(host, regime, comparison), mean=host is None)
         axis.set_title(label, color=INK, fontsize=10)
         axis.set_xlabel("difference in hole PSNR (dB), 95% interval", color=INK, fontsize=9)
         axis.grid(axis="x", color="#E6E6E6", linewidth=0.7)
@@ -342,7 +323,7 @@ def forest(study: Study, path: Path) -> None:
     bounds = [
         row[key]
         for row in study.rows.values()
-        if (row["metric"], row["bin"]) == ("hole_psnr", "all")
+        if (row["arm"], row["metric"], row["bin"]) == (WHOLE, "hole_psnr", "all")
         for key in ("mean", "low", "high")
     ]
     shown = [0.0, *(bound for bound in bounds if bound is not None)]
@@ -384,8 +365,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = root / "docs" / "results"
     study = Study(json.loads((results / "boost_study.json").read_text(encoding="utf-8")))
     forest(study, results / "boost_study.png")
-    made = {write.__name__: write(study) for write in (headline, bins, metrics, training, speed)}
-    insert(root / "docs" / "boost.md", {**made, "alone": alone(study, results), "repeat": repeat(study, results)})
+    made = {write.__name__: write(study) for write in (headline, bins, metrics, training, speed, alone)}
+    insert(root / "docs" / "boost.md", {**made, "repeat": repeat(study, results)})
     insert(root / "README.md", {"results": short(study)})
 
 

@@ -42,7 +42,16 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 HERE = ("data", "masks", "jobs", "device")  # settings that say where a cell is run, not what it is
-ROW = ("comparison", "arm", "metric", "bin", "baseline_mean", "arm_mean", "mean", "low", "high", "pairs", "differences")
+BLOCK = "completion"  # the arm that has the blocks and no distillation
+# What a row compares: with the host alone at equal steps and at equal wall-clock, and with the host that has the blocks alone.
+COMPARED = {
+    ("steps", BARE, WHOLE): "steps",
+    ("time", LONGER, WHOLE): "time",
+    ("steps", BARE, BLOCK): "steps",
+    ("steps", BLOCK, WHOLE): "block",
+}
+ROW = ("arm", "metric", "bin", "baseline_mean", "arm_mean", "mean", "low", "high", "pairs", "differences")
+GROUP = ("regime", "arm", "comparison", "metric", "bin")  # of the rows that are averaged over the hosts
 
 
 def cell_settings(protocol: Mapping[str, Any], host: str, regime: str, **given: Any) -> BoostSettings:
@@ -124,7 +133,7 @@ def cell(result: Mapping[str, Any], host: str, regime: str, wanted: BoostSetting
         "steps": settings["steps"],
         "lr": next(trial["lr"] for trial in result["tuning"] if trial["chosen"]),
         "tuning": result["tuning"],
-        "cost_ratio": result["cost"]["ratio"][WHOLE],
+        "cost_ratio": {arm: result["cost"]["ratio"][arm] for arm in settings["variants"]},
         "seeds": settings["seeds"],
         "flatness": flatness(result["runs"]),
         "steps_to_bare": steps_to_bare(result["runs"]),
@@ -191,15 +200,23 @@ def final(run: Mapping[str, Any]) -> float:
     return float(run["curve"][-1]["hole_psnr"])
 
 
+def compared(comparisons: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a cell on the test images, with what each compares."""
+    for row in comparisons:
+        comparison = COMPARED.get((row["comparison"], row["baseline"], row["arm"]))
+        if row["split"] == "test" and comparison is not None:
+            yield {"comparison": comparison, **{key: number(row[key]) for key in ROW}}
+
+
 def overall(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Average the hosts' mean differences, each host counted once, with Student's t over the hosts."""
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["regime"], row["comparison"], row["metric"], row["bin"]), []).append(row)
+        groups.setdefault(tuple(row[name] for name in GROUP), []).append(row)
     found = []
     for key, group in groups.items():
         interval = paired_interval([0.0] * len(group), [row["mean"] for row in group])
-        names = dict(zip(("regime", "comparison", "metric", "bin"), key, strict=True))
+        names = dict(zip(GROUP, key, strict=True))
         bounds = {"mean": interval.mean, "low": number(interval.low), "high": number(interval.high)}
         found.append({**names, "hosts": [row["host"] for row in group], **bounds})
     return found
@@ -223,8 +240,7 @@ def collect(out: Path, protocol: Mapping[str, Any]) -> dict[str, Any]:
             result = read_result(folder / "result.json")
             results.append(result)
             cells.append(cell(result, host, regime, cell_settings(protocol, host, regime)))
-            own = (row for row in result["comparisons"] if row["split"] == "test" and row["arm"] == WHOLE)
-            rows += [{"host": host, "regime": regime, **{key: number(row[key]) for key in ROW}} for row in own]
+            rows += [{"host": host, "regime": regime, **row} for row in compared(result["comparisons"])]
     commands = out / "commands.txt"
     study = {
         "schema": SCHEMA,

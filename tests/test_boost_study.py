@@ -25,6 +25,8 @@ PROTOCOL = {
         "seeds": [0, 1],
         "lrs": [0.001],
         "eval_images": 8,
+        "variants": ["completion", "distilled"],
+        "distillation": {"completion": True},
     },
     "regimes": {"small": {"train_images": 8}, "full": {"train_images": None}},
     "hosts": [
@@ -78,8 +80,8 @@ def test_cells_that_are_trained_together_are_those_trained_one_by_one(trained, t
     both = [json.loads((folder / "boost_study.json").read_text()) for folder in (out, tmp_path / "out")]
     assert len(both[1]["commands"]) == 1
     assert both[1]["not_run"] == both[0]["not_run"]
-    scores = [  # at equal steps: those at equal wall-clock depend on the machine's
-        [row for row in study["rows"] if row["comparison"] == "steps"] for study in both
+    scores = [  # those at equal wall-clock depend on the machine's
+        [row for row in study["rows"] if row["comparison"] != "time"] for study in both
     ]
     assert scores[0] == scores[1]
     assert all((tmp_path / "out" / f"{host}-small.log").stat().st_size for host in ("narrow", "wide"))
@@ -119,7 +121,7 @@ def test_the_hosts_are_run_in_the_order_of_the_arguments(study):
 
 
 def test_every_run_has_its_line_and_trials_are_marked(runs):
-    arms = ["bare", "bare_equal_time", "distilled"]
+    arms = ["bare", "bare_equal_time", "completion", "distilled"]
     for host in ("narrow", "wide"):
         own = [run for run in runs if run["host"] == host]
         assert sorted((run["arm"], run["seed"]) for run in own if not run["trial"]) == [
@@ -129,8 +131,16 @@ def test_every_run_has_its_line_and_trials_are_marked(runs):
         assert all(len(run["curve"]) == 5 for run in own)
 
 
-@pytest.mark.parametrize(("comparison", "baseline"), [("steps", "bare"), ("time", "bare_equal_time")])
-def test_rows_and_means_are_those_computed_from_the_runs(study, runs, comparison, baseline):
+@pytest.mark.parametrize(
+    ("comparison", "baseline", "arm"),
+    [
+        ("steps", "bare", "distilled"),
+        ("time", "bare_equal_time", "distilled"),
+        ("steps", "bare", "completion"),
+        ("block", "completion", "distilled"),
+    ],
+)
+def test_rows_and_means_are_those_computed_from_the_runs(study, runs, comparison, baseline, arm):
     means = []
     for host in ("narrow", "wide"):
         scores = {
@@ -138,13 +148,13 @@ def test_rows_and_means_are_those_computed_from_the_runs(study, runs, comparison
             for run in runs
             if run["host"] == host and not run["trial"]
         }
-        first, second = (scores["distilled", seed] - scores[baseline, seed] for seed in (0, 1))
-        row = find(study["rows"], host=host, comparison=comparison, metric="hole_psnr", bin="all")
+        first, second = (scores[arm, seed] - scores[baseline, seed] for seed in (0, 1))
+        row = find(study["rows"], host=host, arm=arm, comparison=comparison, metric="hole_psnr", bin="all")
         means.append((first + second) / 2)
         reach = scipy.stats.t.ppf(0.975, 1) * abs(first - second) / 2
         assert (row["mean"], row["pairs"]) == (pytest.approx(means[-1]), 2)
         assert (row["low"], row["high"]) == (pytest.approx(means[-1] - reach), pytest.approx(means[-1] + reach))
-    row = find(study["overall"], regime="small", comparison=comparison, metric="hole_psnr", bin="all")
+    row = find(study["overall"], regime="small", arm=arm, comparison=comparison, metric="hole_psnr", bin="all")
     reach = scipy.stats.t.ppf(0.975, 1) * abs(means[0] - means[1]) / 2
     assert row["hosts"] == ["narrow", "wide"]
     assert row["mean"] == pytest.approx(math.fsum(means) / 2)
@@ -227,7 +237,7 @@ def cells_of(text, name, *start):
 
 def test_the_page_and_the_readme_show_the_numbers_and_what_is_not_run(study, tmp_path):
     page, readme = make_page(study, tmp_path)
-    row = find(study["rows"], host="wide", comparison="steps", metric="hole_psnr", bin="all")
+    row = find(study["rows"], host="wide", arm="distilled", comparison="steps", metric="hole_psnr", bin="all")
     cells = cells_of(page, "headline", "wide", "small")
     assert cells[2:5] == ["8", f"{row['baseline_mean']:.2f}", f"{row['arm_mean']:.2f}"]
     assert cells[5].strip("*").startswith(f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]")
@@ -249,28 +259,28 @@ def test_a_metric_that_is_absent_is_not_measured(study, tmp_path):
 
 
 def test_the_block_alone_is_set_against_the_distilled_one_host_by_host(study, tmp_path):
-    gains = {"narrow": {("bare", "completion"): 0.3, ("bare", "distilled"): 0.4, ("completion", "distilled"): 0.1}}
-    gains["wide"] = {contrast: value + 0.2 for contrast, value in gains["narrow"].items()}
-    for host, values in gains.items():
-        folder = tmp_path / "docs" / "results" / "block-alone" / f"{host}-small"
-        folder.mkdir(parents=True)
-        about = {"split": "test", "metric": "hole_psnr", "bin": "all", "pairs": 5}
-        rows = [
-            {**about, "baseline": baseline, "arm": arm, "mean": mean, "low": mean - 0.2, "high": mean + 0.2}
-            for (baseline, arm), mean in values.items()
+    gains = {("completion", "steps"): 0.3, ("distilled", "steps"): 0.4, ("distilled", "block"): 0.1}
+    rows, means = (
+        [
+            {**row, "mean": mean, "low": mean - 0.2, "high": mean + 0.2}
+            for row in study[part]
+            if (mean := gains.get((row["arm"], row["comparison"]))) is not None
         ]
-        others = [
-            {**row, key: value, "mean": 9.0} for row in rows for key, value in (("split", "val"), ("bin", "10-20"))
-        ]
-        ratio = {"bare": 1.0, "completion": 1.25, "distilled": 1.5}
-        content = {"comparisons": [*others, *rows], "cost": {"ratio": ratio}}
-        (folder / "result.json").write_text(json.dumps(content))
-    page, _ = make_page(study, tmp_path)
-    link = "[narrow](results/block-alone/narrow-small/table.md)"
+        for part in ("rows", "overall")
+    )
+    ratio = {"cost_ratio": {"completion": 1.25, "distilled": 1.5}}
+    cells = [{**cell, **ratio} for cell in study["cells"]]
+    page, _ = make_page({**study, "rows": rows, "overall": means, "cells": cells}, tmp_path)
     found = ["**+0.30 [+0.10, +0.50]**", "**+0.40 [+0.20, +0.60]**", "+0.10 [-0.10, +0.30]"]
-    assert cells_of(page, "alone", link, "small")[2:] == [*found, "5", "1.25x", "1.50x"]
-    reach = scipy.stats.t.ppf(0.975, 1) * 0.1  # two hosts, 0.2 apart
-    assert cells_of(page, "alone", "mean of 2 hosts", "small")[2] == f"+0.40 [{0.4 - reach:+.2f}, {0.4 + reach:+.2f}]"
+    assert cells_of(page, "alone", "narrow", "small")[2:] == [*found, "2", "1.25x", "1.50x"]
+    assert cells_of(page, "alone", "mean of 2 hosts", "small")[2:5] == found
+
+
+def test_a_study_without_the_block_alone_has_no_line_about_it(study, tmp_path):
+    rows = [row for row in study["rows"] if row["arm"] == "distilled" and row["comparison"] != "block"]
+    page, _ = make_page({**study, "rows": rows}, tmp_path)
+    assert "narrow" not in block(page, "alone")
+    assert "| narrow | small |" in block(page, "headline")
 
 
 def test_a_note_is_written_once_with_the_cells_that_it_is_about(study, tmp_path):
@@ -286,7 +296,8 @@ def test_a_note_is_written_once_with_the_cells_that_it_is_about(study, tmp_path)
 )
 def test_the_sentence_says_gain_loss_or_neither(study, tmp_path, bounds, words):
     mean = sum(bounds) / 2
-    row = {"regime": "small", "comparison": "steps", "metric": "hole_psnr", "bin": "all", "hosts": ["narrow", "wide"]}
+    row = {"regime": "small", "arm": "distilled", "comparison": "steps", "metric": "hole_psnr", "bin": "all"}
+    row["hosts"] = ["narrow", "wide"]
     changed = {**study, "overall": [{**row, "mean": mean, "low": bounds[0], "high": bounds[1]}]}
     _, readme = make_page(changed, tmp_path)
     assert words in block(readme, "results")
