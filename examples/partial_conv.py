@@ -4,10 +4,10 @@
 
 prints what has been injected, both losses, and what comes back when host and blocks are loaded into a fresh host:
 
-    completion block after encoder.0[0]: 2,790 parameters
+    completion block after encoder.0[0]: 576 parameters
     step 0: host 0.6278, distillation 0.0000
-    step 12: host 0.3858, distillation 0.0080
-    step 24: host 0.3359, distillation 0.0062
+    step 12: host 0.3866, distillation 0.0081
+    step 24: host 0.3367, distillation 0.0063
     outputs equal: True
 """
 
