@@ -68,7 +68,8 @@ class LookaheadConfig:
     Attributes:
         engine: ``finite_difference``; ``unroll``, which differentiates through the look-ahead; ``off`` leaves them at
             their start: gamma the identity, rho and phi uniform, t one half.
-        every: Optimizer steps from one look-ahead to the next, ``k``; a look-ahead follows a distilled step.
+        every: Optimizer steps from one look-ahead to the next, ``k``; a look-ahead follows a distilled step, so that
+            there is one after each of these where ``Config.every`` is larger.
         steps: SGD steps of one look-ahead, ``T`` (``unroll``; the other engine does one).
         lr: Their learning rate, ``eta``.
         meta_lr: Learning rate of the meta-networks' Adam.

@@ -248,7 +248,7 @@ def test_blocks_join_the_group_that_trains_their_stage():
     optimizer = torch.optim.SGD([{"params": host.up.parameters()}, {"params": host.enc2.parameters(), "lr": 0.0}], 0.1)
     distiller = inpaint_distill.attach(host, optimizer, completion=True, config={**FIXED, "completion_levels": (2,)})
     train(PLAIN, host, optimizer, batches(3), distiller)
-    assert [len(group["params"]) for group in optimizer.param_groups] == [4, 2 + 1]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [4, 2 + 3]
     assert not injected(host).blocks[0].weight.any(), "its learning rate is 0"
 
 

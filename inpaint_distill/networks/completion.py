@@ -20,14 +20,14 @@ class CompletionBlock(nn.Module):
         x     = x' * (1 - M) + F(x') * M
         F(x') = x' + B(x')                                                  (the residual is ours)
 
-        B(x')   = W * x'                                                    (ours)
+        B(x')   = W * ELU(f(x', M))                                         (plain, ours)
         B(x')_j = sum_k V_{j,k} * W_k * x'_{j + k + D_{j,k}}                (adaptive, DGI)
                   V = f_ker(x', M),  D = f_off(x', M) / 10
 
-    The plain convolution did as much as the adaptive one, at a part of its cost (docs/boost.md). ``f_ker`` and ``f_off``
-    are 3x3 convolutions (the size is ours), which are told where the hole is (ours: DGI's see ``x'`` alone, in which an
-    offset has to guess on which side the known pixels are). The offsets learn a tenth as fast as the rest (ours, after
-    the lower rate that deformable convolutions are usually given): at the host's rate they can run away.
+    The plain block did as much as the adaptive one, at a part of its cost (docs/boost.md). ``f``, ``f_ker`` and ``f_off``
+    are convolutions (3x3 is ours), which are told where the hole is (ours: DGI's see ``x'`` alone, in which an offset has
+    to guess on which side the known pixels are). The offsets learn a tenth as fast as the rest (ours, after the lower
+    rate that deformable convolutions are usually given): at the host's rate they can run away.
 
     ``W`` and ``D`` start at zero and ``V`` at one, so the block starts as the identity, bit for bit, and ``W`` learns
     from the first step. A pixel where ``M`` is 0 never changes, whatever the branch holds.
@@ -35,7 +35,7 @@ class CompletionBlock(nn.Module):
     Args:
         channels: Channels of the feature.
         kernel_size: K, odd.
-        adaptive: Whether ``B`` has a kernel and offsets per pixel.
+        adaptive: Whether ``B`` is DGI's, with a kernel and offsets per pixel.
 
     Raises:
         ConfigError: Fewer than one channel, or a kernel size that is not odd and positive.
@@ -60,6 +60,8 @@ class CompletionBlock(nn.Module):
             self.offset = nn.Conv2d(channels + 1, 2 * points, 3, padding=1)
             for parameter in (*self.kernel.parameters(), *self.offset.parameters()):
                 nn.init.zeros_(parameter)
+        else:
+            self.hidden = nn.Conv2d(channels + 1, channels, kernel_size, padding=kernel_size // 2)
 
     @staticmethod
     def check_size(size: tuple[int, int]) -> None:
@@ -93,12 +95,14 @@ class CompletionBlock(nn.Module):
         share = F.adaptive_avg_pool2d(hole.float(), (height, width))
         with torch.autocast(feature.device.type, enabled=False):
             wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
-            completed = wide + share * (self._adapted(wide, share) if self.adaptive else self._convolved(wide))
+            completed = wide + share * (self._adapted(wide, share) if self.adaptive else self._convolved(wide, share))
         # Not by `share` alone: 0 times an overflow is NaN.
         return torch.where(share > 0, completed.to(feature.dtype), feature)
 
-    def _convolved(self, feature: Tensor) -> Tensor:
-        return F.conv2d(feature, self.weight.to(feature.dtype), padding=self.weight.shape[-1] // 2)
+    def _convolved(self, feature: Tensor, share: Tensor) -> Tensor:
+        seen = torch.cat([feature, share], dim=1).to(self.weight.dtype)
+        hidden = F.elu(self.hidden(seen)).to(feature.dtype)
+        return F.conv2d(hidden, self.weight.to(feature.dtype), padding=self.weight.shape[-1] // 2)
 
     def _adapted(self, feature: Tensor, share: Tensor) -> Tensor:
         layers = (self.kernel, self.offset)  # in one convolution
