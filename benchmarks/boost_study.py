@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 HERE = ("data", "masks", "jobs", "device")  # settings that say where a cell is run, not what it is
 BLOCK = "completion"  # the arm that has the blocks and no distillation
-# What a row compares: with the host alone at equal steps and at equal wall-clock, and with the host that has the blocks alone.
+# What a row compares: with the host alone at equal steps and at equal wall-clock, and with the blocks alone.
 COMPARED = {
     ("steps", BARE, WHOLE): "steps",
     ("time", LONGER, WHOLE): "time",

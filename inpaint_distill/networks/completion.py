@@ -24,10 +24,10 @@ class CompletionBlock(nn.Module):
         B(x')_j = sum_k V_{j,k} * W_k * x'_{j + k + D_{j,k}}                (adaptive, DGI)
                   V = f_ker(x', M),  D = f_off(x', M) / 10
 
-    The plain block did as much as the adaptive one, at a part of its cost (docs/boost.md). ``f``, ``f_ker`` and ``f_off``
-    are convolutions (3x3 is ours), which are told where the hole is (ours: DGI's see ``x'`` alone, in which an offset has
-    to guess on which side the known pixels are). The offsets learn a tenth as fast as the rest (ours, after the lower
-    rate that deformable convolutions are usually given): at the host's rate they can run away.
+    The plain block did as much as the adaptive one, at a part of its cost (docs/boost.md). ``f``, ``f_ker`` and
+    ``f_off`` are convolutions (3x3 is ours), which are told where the hole is (ours: DGI's see ``x'`` alone, in which
+    an offset has to guess on which side the known pixels are). The offsets learn a tenth as fast as the rest (ours,
+    after the lower rate that deformable convolutions are usually given): at the host's rate they can run away.
 
     ``W`` and ``D`` start at zero and ``V`` at one, so the block starts as the identity, bit for bit, and ``W`` learns
     from the first step. A pixel where ``M`` is 0 never changes, whatever the branch holds.
