@@ -275,7 +275,7 @@ def inject(
             own.add(host, block, stage)
     else:
         kinds = {type(block) for block in own.blocks}
-        wanted = {CompletionBlock: config.completion, GlobalLocalAttention: config.fusion}
+        wanted: dict[type[nn.Module], bool] = {CompletionBlock: config.completion, GlobalLocalAttention: config.fusion}
         if any(asked != (kind in kinds) for kind, asked in wanted.items()):
             raise PlanError(
                 f"to inject {' and '.join(_NAMES[kind] for kind, asked in wanted.items() if asked)}",
