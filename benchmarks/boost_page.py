@@ -271,23 +271,24 @@ def repeat(study: Study, results: Path) -> str:
 
 
 def short(study: Study) -> str:
-    """Write the README's block: picture, sentence and a row per host."""
+    """Write the README's block: picture, sentence and a row per host, of the regimes that have a cell."""
+    regimes = [regime for regime in study.regimes if any(place[1] == regime for place in study.cells)]
     rows = []
     for host in study.hosts:
-        own = [study.cells.get((host, regime)) for regime in study.regimes]
+        own = [study.cells.get((host, regime)) for regime in regimes]
         made = [cell for cell in own if cell]
         row = [host, f"{made[0]['parameters']:,}" if made else ""]
-        for regime, cell in zip(study.regimes, own, strict=True):
+        for regime, cell in zip(regimes, own, strict=True):
             row += [difference(study.row(host, regime, c)) if cell else NOT_RUN for c in COMPARISON_LABELS]
         rows.append((*row, ", ".join(f"{cell['cost_ratio'][WHOLE]:.2f}x" for cell in made)))
     mean = ["mean over hosts", ""]
-    for regime in study.regimes:
+    for regime in regimes:
         found = [study.row(None, regime, c) for c in COMPARISON_LABELS]
         mean += ["" if row is None else difference(row) for row in found]
     head = [
         "host",
         "parameters",
-        *(f"{r}, {label}" for r in study.regimes for label in COMPARISON_LABELS.values()),
+        *(f"{r}, {label}" for r in regimes for label in COMPARISON_LABELS.values()),
         "step",
     ]
     picture = "![hole PSNR: difference that distillation makes, per host](docs/results/boost_study.png)"
