@@ -253,8 +253,8 @@ def test_the_page_and_the_readme_show_the_numbers_and_what_is_not_run(study, tmp
 
 
 def test_a_host_that_is_not_run_where_another_is_has_its_row(study, tmp_path):
-    cells = [cell for cell in study["cells"] if cell["host"] == "narrow"]
-    page, readme = make_page({**study, "cells": cells}, tmp_path)
+    own = {part: [each for each in study[part] if each["host"] == "narrow"] for part in ("cells", "rows")}
+    page, readme = make_page({**study, **own}, tmp_path)
     assert cells_of(readme, "results", "wide")[2:4] == ["not yet run"] * 2
     assert cells_of(page, "headline", "wide", "small")[2] == "not yet run"
 
