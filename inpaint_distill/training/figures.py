@@ -144,7 +144,7 @@ def curves(result: Mapping[str, Any], path: Path) -> Path:
 
 
 def differences(result: Mapping[str, Any], path: Path, metric: str = "hole_psnr") -> Path:
-    """Draw the paired differences of one variant per bin of hole ratios with their 95% intervals.
+    """Draw the paired differences per bin of hole ratios with their 95% intervals, one column per contrast.
 
     One dot per seed; the bar is the interval of the mean, the square the mean. Blue lies above zero, red below, grey on
     both sides.
@@ -155,7 +155,7 @@ def differences(result: Mapping[str, Any], path: Path, metric: str = "hole_psnr"
         metric: Which metric to draw.
     """
     split, made = main_split(result), made_contrasts(result)
-    figure = Figure(figsize=(8.4, 3.3), dpi=2 * _DPI, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(max(8.4, 4.2 * len(made)), 3.3), dpi=2 * _DPI, facecolor="white", layout="constrained")
     axes = figure.subplots(1, max(1, len(made)), sharey=True, squeeze=False)[0]
     names = ("all", *BIN_NAMES)
     for axis, contrast in zip(axes, made, strict=False):

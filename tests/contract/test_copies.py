@@ -184,7 +184,7 @@ def test_completion_blocks_stay_in_a_copy_work_there_and_can_be_taken_out_of_it(
         assert injected(host) is taken is not own
         assert same(dict(host.state_dict()), before)
 
-    whole(name, way, check_blocks, completion=True, completion_levels=(0, 1), completion_adaptive=True)
+    whole(name, way, check_blocks, completion=True, completion_levels=(0, 1))
     assert len(seen) == 2
 
 

@@ -447,10 +447,9 @@ def test_a_study_of_a_widened_host_alone_has_no_distillation_to_inspect(tmp_path
 @pytest.mark.parametrize("file", sorted((ROOT / "docs" / "results").glob("*/result.json")), ids=lambda f: f.parent.name)
 def test_published_results_are_settings_and_render_whatever_their_schema(file, tmp_path):
     result = read_result(file)
-    variants = from_dict(BoostSettings, result["settings"]).variants
+    assert from_dict(BoostSettings, result["settings"]).variants
     assert markdown_table(result).startswith("| at | metric | holes |")
     assert headlines(result)
-    second = differences if len(variants) == 1 else forest  # as in a study
-    figures = {draw.__name__: draw(result, tmp_path / f"{draw.__name__}.png") for draw in (curves, second)}
+    figures = {draw.__name__: draw(result, tmp_path / f"{draw.__name__}.png") for draw in (curves, differences, forest)}
     page = write_report(result, figures, tmp_path).read_text()
     assert ("equal wall-clock" in page) == result["settings"]["equal_time"]
