@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from inpaint_distill.training.ablation import WHOLE
+from inpaint_distill.training.ablation import BLOCK, WHOLE
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.result import interval_of
 from inpaint_distill.training.statistics import verdict
@@ -33,7 +33,6 @@ MARKS = {"gain": "^", "loss": "v", "not shown": "s"}
 INK = "#222222"
 LEGEND = "blue, up: gain; orange, down: loss; grey square: the interval includes zero; large: mean over the hosts"
 NOT_RUN, NOT_MEASURED = "not yet run", "not measured"
-BLOCK = "completion"  # the arm that has the block and no distillation
 COMMAND = "python benchmarks/boost_study.py --data PHOTOS --masks MASKS --out STUDY"
 FILES = {
     "all metrics": "table.md",

@@ -31,7 +31,7 @@ from rich.console import Console
 from inpaint_distill.config import from_dict, load_yaml, to_dict
 from inpaint_distill.errors import ConfigError, InpaintDistillError, near_names
 from inpaint_distill.files import write_json, write_text
-from inpaint_distill.training.ablation import BARE, LONGER, WHOLE
+from inpaint_distill.training.ablation import BARE, BLOCK, LONGER, WHOLE
 from inpaint_distill.training.boost import boost, measure_cost
 from inpaint_distill.training.result import read_result
 from inpaint_distill.training.settings import BoostSettings
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 HERE = ("data", "masks", "jobs", "device")  # settings that say where a cell is run, not what it is
-BLOCK = "completion"  # the arm that has the blocks and no distillation
 # What a row compares: with the host alone at equal steps and at equal wall-clock, and with the blocks alone.
 COMPARED = {
     ("steps", BARE, WHOLE): "steps",

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Injected", "check_unlisted", "completion_stages", "inject", "injected"]
 
-_NAMES: dict[type[nn.Module], str] = {
-    CompletionBlock: "completion block",
-    GlobalLocalAttention: "attention with global-local fusion",
+# By the names in files: the name in messages, and how to build one for so many channels.
+_KINDS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
+    "completion": ("completion block", CompletionBlock),
+    "adaptive completion": ("adaptive completion block", partial(CompletionBlock, adaptive=True)),
+    "fusion": ("attention with global-local fusion", GlobalLocalAttention),
 }
 
 
@@ -148,22 +150,16 @@ class Injected(nn.Module):
     def describe(self) -> list[str]:
         """Say in one line each what is injected."""
         return [
-            f"{_NAMES[type(block)]} after {stage.label}: {sum(p.numel() for p in block.parameters()):,} parameters"
+            f"{_KINDS[_kind(block)][0]} after {stage.label}: {sum(p.numel() for p in block.parameters()):,} parameters"
             for block, stage in zip(self.blocks, self.stages, strict=True)
         ]
 
     def to_spec(self) -> dict[str, Any]:
         """Return what is needed to build the same again, as JSON values."""
-
-        def kind(block: nn.Module) -> str:
-            if not isinstance(block, CompletionBlock):
-                return "fusion"
-            return "adaptive completion" if block.adaptive else "completion"
-
         return {
             "source": dataclasses.asdict(self.source) if self.source else None,
             "blocks": [
-                {"kind": kind(block), "stage": dataclasses.asdict(stage)}
+                {"kind": _kind(block), "stage": dataclasses.asdict(stage)}
                 for block, stage in zip(self.blocks, self.stages, strict=True)
             ],
         }
@@ -180,14 +176,9 @@ class Injected(nn.Module):
         own = Injected()
         own.install(host)
         own.source = Injected.read_source(spec)
-        kinds: dict[str, Callable[[int], nn.Module]] = {
-            "completion": CompletionBlock,
-            "adaptive completion": partial(CompletionBlock, adaptive=True),
-            "fusion": GlobalLocalAttention,
-        }
         for each in spec["blocks"]:
             stage = Stage.from_spec(each["stage"])
-            own.add(host, kinds[each["kind"]](stage.channels), stage)
+            own.add(host, _KINDS[each["kind"]][1](stage.channels), stage)
         return own
 
 
@@ -221,6 +212,13 @@ class _Rewrite(_Hook):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return self.own.rewrite(self.index, output)
+
+
+def _kind(block: nn.Module) -> str:
+    """Return a block's key in the table of kinds."""
+    if not isinstance(block, CompletionBlock):
+        return "fusion"
+    return "adaptive completion" if block.adaptive else "completion"
 
 
 def injected(host: nn.Module) -> Injected | None:
@@ -260,26 +258,25 @@ def inject(
     """
     if not (config.completion or config.fusion):
         return None, plan.attention
+    completion = "adaptive completion" if config.completion_adaptive else "completion"
+    # What is added last rewrites first: the attention sees the completed feature.
+    wanted = ["fusion"] * config.fusion + [completion] * config.completion
     own = injected(host)
     if own is None:
-        completed = completion_stages(plan.stages, config, plan.image_size) if config.completion else []
-        # What is added last rewrites first: the attention sees the completed feature.
-        added: list[tuple[nn.Module, Stage]] = []
-        if config.fusion:
-            added.append((GlobalLocalAttention(plan.stages[-1].channels), plan.stages[-1]))
-        adaptive = config.completion_adaptive
-        added += [(CompletionBlock(stage.channels, adaptive=adaptive), stage) for stage in completed]
+        stages = {"fusion": [plan.stages[-1]]}
+        if config.completion:
+            stages[completion] = completion_stages(plan.stages, config, plan.image_size)
+        added = [(_KINDS[kind][1](stage.channels), stage) for kind in wanted for stage in stages[kind]]
         own = Injected()
         own.install(host)
         for block, stage in added:
             own.add(host, block, stage)
     else:
-        kinds = {type(block) for block in own.blocks}
-        wanted: dict[type[nn.Module], bool] = {CompletionBlock: config.completion, GlobalLocalAttention: config.fusion}
-        if any(asked != (kind in kinds) for kind, asked in wanted.items()):
+        present = list(dict.fromkeys(_kind(block) for block in own.blocks))
+        if present != wanted:
             raise PlanError(
-                f"to inject {' and '.join(_NAMES[kind] for kind, asked in wanted.items() if asked)}",
-                f"the host has {' and '.join(_NAMES[kind] for kind in wanted if kind in kinds)} already",
+                f"to inject {' and '.join(_KINDS[kind][0] for kind in wanted)}",
+                f"the host has {' and '.join(_KINDS[kind][0] for kind in present)} already",
                 "ask for what is there, or take it out first: distiller.detach(keep_completion=False)",
             )
     site = _attention_site(own) if tap else None

@@ -38,6 +38,13 @@ def start(toy, optimizer=torch.optim.AdamW, **config):
     return host, optimizer, inpaint_distill.attach(host, optimizer, config={**FIXED, **config})
 
 
+def start_again(host, optimizer, **config):
+    """Attach once more, with completion, to a host that has been completed."""
+    image, mask = batch(0)
+    config = {**FIXED, "completion": True, **config}
+    return inpaint_distill.attach(host, optimizer, image=image, mask=mask, config=config)
+
+
 def stir(host):
     """Move what is injected away from the identity."""
     generator = torch.Generator().manual_seed(2)
@@ -507,6 +514,19 @@ def test_a_second_distiller_never_silently_leaves_out_what_it_was_asked_to_injec
         return
     kinds = {type(each).__name__ for each in injected(host).blocks}
     assert kinds == {"CompletionBlock", "GlobalLocalAttention"}
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["plain first", "adaptive first"])
+def test_a_second_distiller_never_silently_keeps_blocks_of_the_other_kind(first):
+    host, optimizer, distiller = start(PLAIN, completion_adaptive=first)
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    distiller.detach()
+    expected = outputs(PLAIN, host)
+    found, asked = ("adaptive completion block", "inject completion block") if first else ("has completion", "adaptive")
+    with pytest.raises(PlanError, match=rf"{asked}(.|\n)*{found}"):
+        start_again(host, optimizer, completion_adaptive=not first)
+    assert torch.equal(outputs(PLAIN, host), expected)
+    start_again(host, optimizer, completion_adaptive=first)
 
 
 def test_a_distiller_without_completion_leaves_a_completed_host_as_it_is():

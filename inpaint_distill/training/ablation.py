@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ARM_LABELS",
     "BARE",
+    "BLOCK",
     "CHANGES",
     "LONGER",
     "VARIANTS",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 BARE, LONGER, WHOLE, WIDENED = "bare", "bare_equal_time", "distilled", "widened"
+BLOCK = "completion"  # the arm that has completion blocks and no distillation
 
 _WEIGHTS = {"cross": 0.1, "self": 0.0125, "attention": 0.1}  # of a term that the study's own distillation leaves out
 
@@ -53,7 +55,7 @@ VARIANTS = {
     "cross": Variant(label="+ cross-distillation", terms=("cross",)),
     "self": Variant(label="+ self-distillation", terms=("self",)),
     "attention": Variant(label="+ attention transfer", terms=("attention",)),
-    "completion": Variant(label="+ completion blocks", completion=True),
+    BLOCK: Variant(label="+ completion blocks", completion=True),
     "uniform": Variant(label="+ three terms", terms=tuple(_WEIGHTS)),
     "finite_difference": Variant(label="+ meta, finite difference", terms=tuple(_WEIGHTS), engine="finite_difference"),
     "unroll": Variant(label="+ meta, unrolled", terms=tuple(_WEIGHTS), engine="unroll"),
@@ -146,7 +148,7 @@ def contrasts(variants: Sequence[str], *, equal_time: bool) -> list[Contrast]:
         found += [Contrast("steps", "uniform", name) for name in ("finite_difference", "unroll") if name in variants]
     if WHOLE in variants:
         found += [Contrast("steps", WHOLE, name) for name in variants if name in CHANGES]
-    for baseline, arms in ((WIDENED, ("completion", "all", WHOLE)), ("completion", ("all", WHOLE))):
+    for baseline, arms in ((WIDENED, (BLOCK, "all", WHOLE)), (BLOCK, ("all", WHOLE))):
         if baseline in variants:
             found += [Contrast("steps", baseline, name) for name in arms if name in variants]
     if equal_time:

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from inpaint_distill.training.ablation import ARM_LABELS, BARE, LONGER, WHOLE, WIDENED
+from inpaint_distill.training.ablation import ARM_LABELS, BARE, BLOCK, LONGER, WHOLE, WIDENED
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.metrics import score
 from inpaint_distill.training.result import made_contrasts, main_split
@@ -35,7 +35,7 @@ _ARM_STYLES = {
     "cross": ("#56B4E9", "-"),
     "self": ("#009E73", "-"),
     "attention": ("#CC79A7", "-"),
-    "completion": ("#8A8A8A", "-"),
+    BLOCK: ("#8A8A8A", "-"),
     "uniform": ("#222222", "-"),
     "finite_difference": ("#56B4E9", "--"),
     "unroll": ("#009E73", "--"),

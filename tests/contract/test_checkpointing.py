@@ -19,7 +19,8 @@ from inpaint_distill.host.taps import FeatureTaps
 from inpaint_distill.networks.meta import meta_parameters
 
 FIXED = {"warmup": 0, "balance": "none", "lookahead": {"engine": "off"}}
-BLOCKS = {"completion": True, "completion_levels": (0, 1), "completion_adaptive": True}
+BLOCKS = {"completion": True, "completion_levels": (0, 1)}
+ADAPTIVE = {**BLOCKS, "completion_adaptive": True}
 # A power iteration that runs again in backward moves on: torch's own gradients differ then, with or without us.
 MOVES_ON = {"hook_spectral_norm"}
 NAMES = [name for name in SAMPLE if name not in MOVES_ON]
@@ -146,7 +147,9 @@ def test_gradients_are_those_without_checkpointing(plain, name, way):
     assert run.step(1)[0].isfinite()
 
 
-@pytest.mark.parametrize("config", [{"balance": "gradient_norm"}, BLOCKS], ids=["balanced", "completed"])
+@pytest.mark.parametrize(
+    "config", [{"balance": "gradient_norm"}, BLOCKS, ADAPTIVE], ids=["balanced", "completed", "adaptive"]
+)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["separate_known", "mat"])
 def test_balanced_and_completed_hosts_train_as_without_checkpointing(plain, name, way, config):
@@ -181,7 +184,7 @@ def test_reentrant_checkpointing_around_plain_stages_is_seen_through(plain):
         equal(Run("separate_known", way, reentrant=True).step(0), plain("separate_known")[0])
 
 
-@pytest.mark.parametrize("config", [{}, {"balance": "gradient_norm"}, BLOCKS], ids=str)
+@pytest.mark.parametrize("config", [{}, {"balance": "gradient_norm"}, BLOCKS, ADAPTIVE], ids=str)
 @pytest.mark.parametrize("name", ["separate_known", "mat"])
 def test_a_checkpoint_around_the_whole_call_is_seen_through(plain, captured, name, config):
     expected = plain(name, **config)  # first: it seeds the random numbers of this process
