@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from inpaint_distill.errors import ConfigError
 from inpaint_distill.networks.deformable import adaptive_convolution
+from inpaint_distill.networks.fill import pull_push
 
 __all__ = ["CompletionBlock"]
 
@@ -20,14 +21,17 @@ class CompletionBlock(nn.Module):
         x     = x' * (1 - M) + F(x') * M
         F(x') = x' + B(x')                                                  (the residual is ours)
 
-        B(x')   = W * ELU(f(x', M))                                         (plain, ours)
+        B(x')   = W * ELU(f(x', P, M))                                      (plain, ours)
+                  P = pull_push(x', 1 - M)
         B(x')_j = sum_k V_{j,k} * W_k * x'_{j + k + D_{j,k}}                (adaptive, DGI)
                   V = f_ker(x', M),  D = f_off(x', M) / 10
 
-    The plain block did as much as the adaptive one, at a part of its cost (docs/boost.md). ``f``, ``f_ker`` and
-    ``f_off`` are convolutions (3x3 is ours), which are told where the hole is (ours: DGI's see ``x'`` alone, in which
-    an offset has to guess on which side the known pixels are). The offsets learn a tenth as fast as the rest (ours,
-    after the lower rate that deformable convolutions are usually given): at the host's rate they can run away.
+    The plain block is shown the hole filled in from all around, however large it is, and has to improve on that
+    (:func:`~inpaint_distill.networks.fill.pull_push`). It did more than the adaptive one, at a part of its cost
+    (docs/boost.md). ``f``, ``f_ker`` and ``f_off`` are convolutions (3x3 is ours), which are told where the hole is
+    (ours: DGI's see ``x'`` alone, in which an offset has to guess on which side the known pixels are). The offsets
+    learn a tenth as fast as the rest (ours, after the lower rate that deformable convolutions are usually given): at
+    the host's rate they can run away.
 
     ``W`` and ``D`` start at zero and ``V`` at one, so the block starts as the identity, bit for bit, and ``W`` learns
     from the first step. A pixel where ``M`` is 0 never changes, whatever the branch holds.
@@ -61,7 +65,7 @@ class CompletionBlock(nn.Module):
             for parameter in (*self.kernel.parameters(), *self.offset.parameters()):
                 nn.init.zeros_(parameter)
         else:
-            self.hidden = nn.Conv2d(channels + 1, channels, kernel_size, padding=kernel_size // 2)
+            self.hidden = nn.Conv2d(2 * channels + 1, channels, kernel_size, padding=kernel_size // 2)
 
     @staticmethod
     def check_size(size: tuple[int, int]) -> None:
@@ -100,7 +104,7 @@ class CompletionBlock(nn.Module):
         return torch.where(share > 0, completed.to(feature.dtype), feature)
 
     def _convolved(self, feature: Tensor, share: Tensor) -> Tensor:
-        seen = torch.cat([feature, share], dim=1).to(self.weight.dtype)
+        seen = torch.cat([feature, pull_push(feature, 1 - share), share], dim=1).to(self.weight.dtype)
         hidden = F.elu(self.hidden(seen)).to(feature.dtype)
         return F.conv2d(hidden, self.weight.to(feature.dtype), padding=self.weight.shape[-1] // 2)
 

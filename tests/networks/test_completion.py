@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from inpaint_distill.double_backward import double_backward
 from inpaint_distill.errors import ConfigError
 from inpaint_distill.networks.completion import CompletionBlock
+from inpaint_distill.networks.fill import pull_push
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -71,7 +72,8 @@ def test_value_is_that_of_the_formula(adaptive):
         offset = F.conv2d(seen, block.offset.weight, block.offset.bias, padding=1) / 10
         filled = feature + deform_conv2d(feature, offset, block.weight, padding=1, mask=kernel)
     else:
-        hidden = F.elu(F.conv2d(torch.cat([feature, share], 1), block.hidden.weight, block.hidden.bias, padding=1))
+        seen = torch.cat([feature, pull_push(feature, 1 - share), share], 1)
+        hidden = F.elu(F.conv2d(seen, block.hidden.weight, block.hidden.bias, padding=1))
         filled = feature + F.conv2d(hidden, block.weight, padding=1)
     torch.testing.assert_close(block(feature, hole), feature * (1 - share) + filled * share)
 
