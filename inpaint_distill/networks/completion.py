@@ -21,7 +21,7 @@ class CompletionBlock(nn.Module):
         x     = x' * (1 - M) + F(x') * M
         F(x') = x' + B(x')                                                  (the residual is ours)
 
-        B(x')   = W * ELU(f(x', P, M))                                      (plain, ours)
+        B(x')   = W * SiLU(f(x', P, M))                                     (plain, ours)
                   P = pull_push(x', 1 - M)
         B(x')_j = sum_k V_{j,k} * W_k * x'_{j + k + D_{j,k}}                (adaptive, DGI)
                   V = f_ker(x', M),  D = f_off(x', M) / 10
@@ -105,7 +105,7 @@ class CompletionBlock(nn.Module):
 
     def _convolved(self, feature: Tensor, share: Tensor) -> Tensor:
         seen = torch.cat([feature, pull_push(feature, 1 - share), share], dim=1).to(self.weight.dtype)
-        hidden = F.elu(self.hidden(seen)).to(feature.dtype)
+        hidden = F.silu(self.hidden(seen)).to(feature.dtype)
         return F.conv2d(hidden, self.weight.to(feature.dtype), padding=self.weight.shape[-1] // 2)
 
     def _adapted(self, feature: Tensor, share: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def test_value_is_that_of_the_formula(adaptive):
         filled = feature + deform_conv2d(feature, offset, block.weight, padding=1, mask=kernel)
     else:
         seen = torch.cat([feature, pull_push(feature, 1 - share), share], 1)
-        hidden = F.elu(F.conv2d(seen, block.hidden.weight, block.hidden.bias, padding=1))
+        hidden = F.silu(F.conv2d(seen, block.hidden.weight, block.hidden.bias, padding=1))
         filled = feature + F.conv2d(hidden, block.weight, padding=1)
     torch.testing.assert_close(block(feature, hole), feature * (1 - share) + filled * share)
 
