@@ -13,6 +13,7 @@ from inpaint_distill.adapters import get
 from inpaint_distill.attach import attach
 from inpaint_distill.completed import save_host
 from inpaint_distill.errors import ConfigError, StateError
+from inpaint_distill.networks.fill import pull_push
 from inpaint_distill.state import from_plain, read_state, to_plain, write_state
 from inpaint_distill.teachers import FrozenTeacher
 from inpaint_distill.training.data import Batches, EvalSet
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from inpaint_distill.training.data import StudyData
     from inpaint_distill.training.settings import BoostSettings, Run
 
-__all__ = ["Trainer", "evaluate", "mean_fill", "reconstruction_loss", "restore", "scored"]
+__all__ = ["Trainer", "evaluate", "interpolated", "mean_fill", "reconstruction_loss", "restore", "scored"]
 
 _SHORTEST_CYCLE = 20
 _PROGRESS = ("step", "seconds", "curve", "val_scores", "channel_weights")  # what a checkpoint holds of the run itself
@@ -92,6 +93,12 @@ def mean_fill(data: EvalSet) -> float:
     known = 1 - data.holes
     colour = (data.images * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp_min(1)
     return float(score(colour.expand_as(data.images), data.images, data.holes)["hole_psnr"].mean())
+
+
+def interpolated(data: EvalSet) -> float:
+    """Return the hole PSNR of interpolating each hole from the pixels around it: what a trained host should exceed."""
+    filled = pull_push(data.images, 1 - data.holes)
+    return float(score(filled, data.images, data.holes)["hole_psnr"].mean())
 
 
 def scored(settings: BoostSettings, data: StudyData) -> EvalSet:

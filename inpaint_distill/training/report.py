@@ -129,6 +129,11 @@ def _opening(result: Mapping[str, Any]) -> list[str]:
     )
     if WHOLE in seconds:
         facts += f" One with distillation takes {cost['ratio'][WHOLE]:.2f} times as long ({seconds[WHOLE]:.3f} s)."
+    if fills := result.get("fills"):  # a result of before has none
+        facts += (
+            f" Without a network: interpolation of the holes has {fills['interpolation']:.2f} dB hole PSNR, one colour "
+            f"{fills['one_colour']:.2f} dB."
+        )
     if main_split(result) == "val":
         facts += " The test images were not scored."
     parts = [f'<p class="quiet">{escape(facts)}</p>']

@@ -17,6 +17,7 @@ from inpaint_distill.config import to_dict
 from inpaint_distill.errors import StateError
 from inpaint_distill.files import read_json
 from inpaint_distill.training.ablation import ARM_LABELS, BARE, Contrast, contrasts
+from inpaint_distill.training.loop import interpolated, mean_fill, scored
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.metrics import METRICS
 from inpaint_distill.training.perceptual import NETWORK_METRICS
@@ -32,6 +33,7 @@ __all__ = ["SCORES", "assemble", "compare", "interval_of", "made_contrasts", "ma
 
 SCHEMA = 2
 SCORES = {"test": "scores", "val": "val_scores"}  # where a run holds its scores on a split
+_ABOUT = ("split", "baseline", "metric", "bin")
 
 
 def assemble(
@@ -54,6 +56,8 @@ def assemble(
     """
     wanted = contrasts(settings.variants, equal_time=settings.equal_time)
     rows = [row for split in SCORES for contrast in wanted for row in compare(runs, contrast, split)]
+    images = scored(settings, data)
+    fills = {"one_colour": mean_fill(images), "interpolation": interpolated(images)}
     return {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -73,13 +77,14 @@ def assemble(
             "skipped": [list(each) for each in data.skipped],
         },
         "host": dict(host),
+        "fills": fills,  # hole PSNR without a network, on the images that the study ends with
         "tuning": tuning,
         "cost": cost,
         # The channel weights, long lists of numbers, stay in the runs' own files.
         "runs": [{key: value for key, value in run.items() if key != "channel_weights"} for run in runs],
         "comparisons": rows,
         "verdict": _verdicts(rows),
-        "warnings": _warnings(tuning, runs, rows),
+        "warnings": _warnings(tuning, runs, rows, fills),
     }
 
 
@@ -176,9 +181,20 @@ def _verdicts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _warnings(
-    tuning: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+    tuning: Sequence[Mapping[str, Any]],
+    runs: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    fills: Mapping[str, float],
 ) -> list[str]:
     found = [f"{run['arm']}, seed {run['seed']}: did not learn (stuck)" for run in runs if run["stuck"]]
+    split = "test" if any(row["split"] == "test" for row in rows) else "val"
+    headline = (split, BARE, "hole_psnr", "all")
+    bare = [row["baseline_mean"] for row in rows if tuple(row[key] for key in _ABOUT) == headline]
+    if bare and bare[0] < fills["interpolation"]:
+        found.append(
+            f"the host alone ends below interpolation without a network ({bare[0]:.2f} against "
+            f"{fills['interpolation']:.2f} dB hole PSNR): it has much to learn yet"
+        )
     lrs = [trial["lr"] for trial in tuning]
     if len(lrs) > 1 and next(trial["lr"] for trial in tuning if trial["chosen"]) in (min(lrs), max(lrs)):
         found.append("the best learning rate is at the end of the list tried; the bare host may do better than shown")

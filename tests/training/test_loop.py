@@ -9,7 +9,7 @@ import torch
 from inpaint_distill.config import AttentionConfig, Config, LookaheadConfig, TermConfig
 from inpaint_distill.training.cost import step_cost
 from inpaint_distill.training.data import Batches, EvalSet, load_data
-from inpaint_distill.training.loop import Trainer, evaluate, mean_fill, reconstruction_loss, restore
+from inpaint_distill.training.loop import Trainer, evaluate, interpolated, mean_fill, reconstruction_loss, restore
 from inpaint_distill.training.settings import BoostSettings, Run
 
 SETTINGS = BoostSettings(
@@ -162,6 +162,17 @@ def test_filling_with_the_mean_colour_is_scored_as_by_hand(data):
         squared = (image - fill).square()[:, ~known].mean() / 4  # on the scale [0, 1]
         values.append(-10 * torch.log10(squared))
     assert mean_fill(data.val) == pytest.approx(torch.stack(values).mean().item(), abs=1e-4)
+
+
+def test_interpolation_fills_smooth_images_better_than_one_colour():
+    ramp = torch.linspace(-1, 1, 16).expand(2, 3, 16, 16)
+    hole = torch.zeros(2, 1, 16, 16)
+    hole[..., 4:12, 4:12] = 1
+    smooth = EvalSet(ramp, hole)
+    assert interpolated(smooth) > mean_fill(smooth) + 10
+    torch.manual_seed(0)
+    noise = EvalSet(torch.rand(2, 3, 16, 16) * 2 - 1, hole)
+    assert interpolated(noise) < mean_fill(noise)
 
 
 def test_training_masks_and_evaluation_masks_do_not_overlap(data):
