@@ -4,10 +4,10 @@
 
 prints what has been injected, both losses, and what comes back when host and blocks are loaded into a fresh host:
 
-    completion block after encoder.0[0]: 1,232 parameters
+    completion block after encoder.0[0]: 1,808 parameters
     step 0: host 0.6278, distillation 0.0000
-    step 12: host 0.3880, distillation 0.0083
-    step 24: host 0.3375, distillation 0.0065
+    step 12: host 0.3872, distillation 0.0081
+    step 24: host 0.3390, distillation 0.0064
     outputs equal: True
 """
 
