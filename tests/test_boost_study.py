@@ -311,6 +311,12 @@ def test_the_sentence_says_gain_loss_or_neither(study, tmp_path, bounds, words):
     assert "at equal wall-clock" not in block(readme, "results").partition("Below:")[0]
 
 
+def test_interpolation_without_a_network_stands_beside_the_means(study, tmp_path):
+    (fill,) = {f"{cell['fills']['interpolation']:.2f}" for cell in study["cells"]}  # one: of the same images
+    for text, name in zip(make_page(study, tmp_path), ("headline", "results"), strict=True):
+        assert f"interpolation of the holes without a network has {fill} dB." in block(text, name)
+
+
 def test_less_of_what_is_better_low_is_a_gain():
     outcome = runpy.run_path(str(ROOT / "benchmarks" / "boost_page.py"))["outcome"]
     row = {"metric": "l1", "mean": -0.2, "low": -0.3, "high": -0.1, "pairs": 3}

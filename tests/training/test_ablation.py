@@ -330,6 +330,18 @@ def test_what_could_not_be_measured_is_said_once(study):
     assert "LPIPS ↓" not in (study / "table.md").read_text()
 
 
+def test_a_host_that_ends_below_interpolation_is_warned_of(study):
+    result = read_result(study / "result.json")
+    bare = [run["scores"]["hole_psnr"]["all"] for run in result["runs"] if run["arm"] == "bare"]
+    fills = result["fills"]
+    assert fills["one_colour"] < fills["interpolation"]  # scenes are smooth but for their edges
+    expected = f"({sum(bare) / len(bare):.2f} against {fills['interpolation']:.2f} dB hole PSNR)"
+    warned = [text for text in result["warnings"] if "below interpolation" in text]
+    assert len(warned) == 1  # a few steps teach less than that
+    assert expected in warned[0]
+    assert f"interpolation of the holes has {fills['interpolation']:.2f} dB" in (study / "report.html").read_text()
+
+
 def test_the_cost_of_every_arm_sets_the_length_of_the_longer_run(study):
     result = json.loads((study / "result.json").read_text())
     cost = result["cost"]
