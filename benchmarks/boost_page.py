@@ -128,11 +128,13 @@ def finding(study: Study) -> str:
             )
     if not parts:
         return "No cell of the study has been run yet."
-    fills = sorted({f"{cell['fills']['interpolation']:.2f}" for cell in study.cells.values()})
-    return (
-        f"Hole PSNR with distillation, mean over the hosts [95% interval over hosts]: {'; '.join(parts)}. On the same "
-        f"images, interpolation of the holes without a network has {' or '.join(fills)} dB."
-    )
+    text = f"Hole PSNR with distillation, mean over the hosts [95% interval over hosts]: {'; '.join(parts)}."
+    fills = {f"{cell['fills']['interpolation']:.2f}" for cell in study.cells.values() if cell.get("fills")}
+    if fills:
+        text += (
+            f" On the same images, interpolation of the holes without a network has {' or '.join(sorted(fills))} dB."
+        )
+    return text
 
 
 def headline(study: Study) -> str:

@@ -131,7 +131,7 @@ def cell(result: Mapping[str, Any], host: str, regime: str, wanted: BoostSetting
         "parameters": result["host"]["parameters"],
         "steps": settings["steps"],
         "lr": next(trial["lr"] for trial in result["tuning"] if trial["chosen"]),
-        "fills": result["fills"],
+        "fills": result.get("fills"),  # a result of before has none
         "tuning": result["tuning"],
         "cost_ratio": {arm: result["cost"]["ratio"][arm] for arm in settings["variants"]},
         "seeds": settings["seeds"],
