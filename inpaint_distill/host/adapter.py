@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from inpaint_distill.errors import PlanError
 from inpaint_distill.host.wrappers import unwrap
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor, nn
+    from typing_extensions import Self
 
     from inpaint_distill.host.attention import AttentionSite
     from inpaint_distill.host.conventions import Convention
@@ -71,12 +73,14 @@ class Adapter:
             it to ``False`` where it does not (the mask is set by a method, or made inside): the teacher is then run by
             :meth:`outputs`, on the image given to ``loss()`` in [-1, 1].
         restores: Whether :meth:`outputs` are restored images, as opposed to noise to be taken away.
+        fill: What stands in the hole, where that is not the convention's own; see :meth:`interpolated`.
     """
 
     name: ClassVar[str] = ""
     variants: ClassVar[tuple[Variant, ...]] = ()
     replayable: ClassVar[bool] = True
     restores: ClassVar[bool] = True
+    fill: Literal["zero", "white", "interpolated"] | None = None
 
     def variant(self, host: nn.Module) -> Variant | None:
         """Return the implementation that ``host`` is, whatever wraps it, or ``None``."""
@@ -115,7 +119,13 @@ class Adapter:
                 f"it knows {known}",
                 "give another adapter, or one of your own with this class in `variants`, or with `outputs`",
             )
-        return found.convention
+        return found.convention if self.fill is None else found.convention.filled(self.fill)
+
+    def interpolated(self) -> Self:
+        """Return this adapter with holes that are interpolated instead of emptied: the control of completion (ours)."""
+        other = copy.copy(self)
+        other.fill = "interpolated"
+        return other
 
     def takes_latents(self, host: nn.Module) -> bool:
         """Tell whether ``host`` works on latents of another network, to be given to ``loss()`` in place of images."""

@@ -23,6 +23,7 @@ from inpaint_distill.errors import ConfigError, PlanError, ReplayError, near_nam
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.guard import untouched
 from inpaint_distill.host.tree import Path, select
+from inpaint_distill.networks.fill import pull_push
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,7 +66,8 @@ class Convention:
             concatenated along the channels.
         scale: Range of the pixels: [-1, 1], [0, 1], or [0, 1] normalised by the mean and deviation of ImageNet; or
             latents of another network, of any range and number of channels.
-        fill: What stands in the hole: 0, or white (the top of [-1, 1] or [0, 1]).
+        fill: What stands in the hole: 0; white (the top of [-1, 1] or [0, 1]); or what is interpolated from the pixels
+            around it (:func:`~inpaint_distill.networks.fill.pull_push`).
         outputs: Paths of the restored images in the host's output, coarse first, the result last.
         extra: Further arguments, made from the batch of images: a timestep, a latent. The teacher gets them too.
 
@@ -77,7 +79,7 @@ class Convention:
         self,
         *arguments: str,
         scale: Scale = "signed",
-        fill: Literal["zero", "white"] = "zero",
+        fill: Literal["zero", "white", "interpolated"] = "zero",
         outputs: tuple[Path, ...] = ((),),
         extra: Callable[[Tensor], HostCall] | None = None,
     ) -> None:
@@ -97,13 +99,22 @@ class Convention:
         text = f"host({', '.join(held)}{', ...' if self.extra else ''})"
         if self.scale != "signed":
             text += {"unit": ", in [0, 1]", "imagenet": ", imagenet-normalised", "latent": ", latents"}[self.scale]
-        return text + (", holes white" if self.fill == "white" else "")
+        return text + ("" if self.fill == "zero" else f", holes {self.fill}")
+
+    def filled(self, fill: Literal["zero", "white", "interpolated"]) -> Convention:
+        """Return this convention with something else in the hole."""
+        return Convention(
+            *map("+".join, self.arguments), scale=self.scale, fill=fill, outputs=self.outputs, extra=self.extra
+        )
 
     def pack(self, image: Tensor, hole: Tensor) -> HostCall:
         """Return the host's arguments for an image (B, C, H, W) in [-1, 1] and its hole (B, 1, H, W)."""
         whole = self._scaled(image)
-        painted = hole if self.fill == "white" else torch.zeros_like(hole)
-        emptied = whole * (1 - hole) + painted
+        emptied = whole * (1 - hole)
+        if self.fill == "white":
+            emptied = emptied + hole
+        elif self.fill == "interpolated":
+            emptied = emptied + hole * pull_push(whole, 1 - hole)
         groups = ([WORDS[word](whole, emptied, hole) for word in words] for words in self.arguments)
         tensors = tuple(torch.cat(group, 1) if len(group) > 1 else group[0] for group in groups)
         more = self.extra(image) if self.extra else HostCall()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from inpaint_distill.adapters import get
 from inpaint_distill.config import from_dict, to_dict
 from inpaint_distill.errors import StateError
 from inpaint_distill.files import read_json, write_json, write_text
@@ -56,7 +55,7 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
         StateError: ``folder`` holds a study and ``resume`` is off, or one of other settings.
         DataError: Images or masks cannot be used.
     """
-    get(settings.host)  # a name that does not exist is told before anything is loaded
+    settings.adapter()  # a name that does not exist is told before anything is loaded
     runs = _open(settings, folder, resume=resume)
     data = load_data(settings)
     console.print(f"{len(data.train)} training, {len(data.val.images)} validation, {len(data.test.images)} test images")

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inpaint_distill import __version__
-from inpaint_distill.adapters import get
 from inpaint_distill.config import to_dict
 from inpaint_distill.errors import ConfigError
 from inpaint_distill.files import read_json, write_json, write_text
@@ -75,7 +74,7 @@ def inspect_study(
     if images < 1:
         raise ConfigError(f"{images} images", "none to measure", "give a number >= 1")
     study = open_study(folder, arm)
-    adapter = get(study.settings.host)
+    adapter = study.settings.adapter()
     # The validation images do not depend on how many are read for training.
     data = load_data(replace(study.settings, train_images=1)).val
     measured = EvalSet(data.images[:images], data.holes[:images])

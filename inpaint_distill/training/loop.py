@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from inpaint_distill.adapters import get
 from inpaint_distill.attach import attach
 from inpaint_distill.completed import save_host
 from inpaint_distill.errors import ConfigError, StateError
@@ -119,7 +118,7 @@ class Trainer:
         self.run = run
         self.settings = settings
         self.data = data
-        self.adapter: Adapter = get(settings.host)
+        self.adapter = settings.adapter()
         self.device = torch.device(settings.device)
         torch.manual_seed(run.seed)
         host = self.adapter.build(**settings.options_for(run.arm))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from inpaint_distill.adapters import get
 from inpaint_distill.config import Config
 from inpaint_distill.errors import ConfigError, near_names
 from inpaint_distill.training.ablation import ARM_LABELS, BARE, CHANGES, LONGER, WHOLE, WIDENED, variant_config
+
+if TYPE_CHECKING:
+    from inpaint_distill.host.adapter import Adapter
 
 __all__ = ["BoostSettings", "Run"]
 
@@ -57,6 +61,8 @@ class BoostSettings:
         data: Folder of images, searched recursively; ``None`` makes synthetic scenes.
         masks: Folder of masks, white = hole; ``None`` draws free-form ones.
         size: Side of the training crops and the test images, in pixels.
+        interpolate: Give the host, in every arm, its holes interpolated from the pixels around them instead of emptied:
+            what that is worth, and what distillation adds to it.
         train_images: Use at most this many training images; with synthetic scenes, make this many.
         eval_images: Use at most this many validation and as many test images.
         batch: Images per step.
@@ -84,6 +90,7 @@ class BoostSettings:
     widened_options: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
     masks: str | None = None
+    interpolate: bool = False
     size: int = 32
     train_images: int | None = None
     eval_images: int | None = 400
@@ -128,6 +135,15 @@ class BoostSettings:
             variant_config(name, self.distillation)
             if name in CHANGES and self.distillation_for(name, self.steps) == own:
                 raise ConfigError(f"variant {name!r}", "the study's distillation is like that", f"use {WHOLE!r}")
+
+    def adapter(self) -> Adapter:
+        """Return the host's adapter.
+
+        Raises:
+            ConfigError: There is none of that name.
+        """
+        found = get(self.host)
+        return found.interpolated() if self.interpolate else found
 
     def options_for(self, arm: str) -> dict[str, Any]:
         """Return the arguments of ``build`` for an arm."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from inpaint_distill.adapters import get
 from inpaint_distill.attach import attach
 from inpaint_distill.config import Config, from_dict
 from inpaint_distill.errors import ConfigError, StateError, near_names
@@ -125,7 +124,7 @@ def load_trained(study: FinishedStudy, bare: Run, run: Run, data: EvalSet) -> Tr
     Raises:
         StateError: A file is damaged, or does not fit the hosts.
     """
-    adapter = get(study.settings.host)
+    adapter = study.settings.adapter()
     alone = _load(_build(adapter, study.settings), study, bare)
     host = _build(adapter, study.settings)
     file = study.file(run, DISTILLER)

@@ -14,6 +14,7 @@ from inpaint_distill.host.adapted import derive
 from inpaint_distill.host.adapter import Adapter, Variant
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.conventions import COMMON, WORDS, Convention, find_convention
+from inpaint_distill.networks.fill import pull_push
 
 IMAGE, MASK = batch(count=2)
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -95,9 +96,26 @@ def test_a_white_hole_is_the_top_of_the_range(scale):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_an_empty_hole_leaves_the_complete_image(scale):
-    for fill in ("zero", "white"):
+    for fill in ("zero", "white", "interpolated"):
         (packed,) = Convention("image", scale=scale, fill=fill).pack(IMAGE, MASK * 0).args
         torch.testing.assert_close(packed, SCALES[scale](IMAGE), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["signed", "unit", "imagenet"])
+def test_an_interpolated_hole_continues_the_pixels_around_it_in_the_hosts_range(scale):
+    convention = Convention("image+hole", "whole", scale=scale, fill="interpolated")
+    first, whole = convention.pack(IMAGE, MASK).args
+    torch.testing.assert_close(first[:, :3], pull_push(whole, 1 - MASK))
+    torch.testing.assert_close(first[:, :3] * (1 - MASK), whole * (1 - MASK))
+    assert torch.equal(first[:, 3:], MASK)
+    assert str(convention).endswith(", holes interpolated")
+
+
+def test_a_convention_filled_otherwise_differs_in_nothing_else():
+    whole = Convention("image+known", "hole", scale="unit", fill="white", outputs=((0,), (1,)), extra=HostCall)
+    other = whole.filled("interpolated")
+    assert vars(other) == {**vars(whole), "fill": "interpolated"}
+    assert whole.fill == "white"
 
 
 def test_an_emptied_hole_is_zero_in_the_hosts_range():

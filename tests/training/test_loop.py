@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from inpaint_distill.config import AttentionConfig, Config, LookaheadConfig, TermConfig
+from inpaint_distill.networks.fill import pull_push
 from inpaint_distill.training.cost import step_cost
 from inpaint_distill.training.data import Batches, EvalSet, load_data
 from inpaint_distill.training.loop import Trainer, evaluate, interpolated, mean_fill, reconstruction_loss, restore
@@ -173,6 +174,18 @@ def test_interpolation_fills_smooth_images_better_than_one_colour():
     torch.manual_seed(0)
     noise = EvalSet(torch.rand(2, 3, 16, 16) * 2 - 1, hole)
     assert interpolated(noise) < mean_fill(noise)
+
+
+@pytest.mark.parametrize("arm", ["bare", "distilled"])
+def test_an_interpolated_host_sees_its_holes_filled_and_the_known_pixels_as_they_are(data, arm):
+    trainer = Trainer(Run(arm=arm, seed=0, steps=6, lr=1e-3), replace(SETTINGS, interpolate=True), data)
+    seen = []
+    trainer.host.register_forward_pre_hook(lambda module, args: seen.append(args) if torch.is_grad_enabled() else None)
+    trainer.train_step()
+    image, known = seen[-1]
+    hole = 1 - known[:, :1]
+    assert (image * hole).any()
+    torch.testing.assert_close(image, pull_push(image * (1 - hole), 1 - hole))
 
 
 def test_training_masks_and_evaluation_masks_do_not_overlap(data):
