@@ -80,6 +80,11 @@ class Study:
         key = (regime, arm, comparison, metric, name)
         return self.means.get(key) if host is None else self.rows.get((host, *key))
 
+    def averaged(self, regime: str) -> bool:
+        """Tell whether there is a mean over more than one host."""
+        row = self.row(None, regime, "steps")
+        return row is not None and row["pairs"] > 1
+
 
 def outcome(row: Mapping[str, Any]) -> str:
     """Return gain, loss or not shown, with the direction of the metric taken into account."""
@@ -151,7 +156,7 @@ def headline(study: Study) -> str:
         rows.append((host, regime, train, *values, value(longer, "baseline_mean"), difference(longer), pairs, cost))
     for regime in study.regimes:
         steps, longer = (study.row(None, regime, c) for c in COMPARISON_LABELS)
-        if steps is not None:
+        if study.averaged(regime):
             rows.append(
                 (f"mean of {steps['pairs']} hosts", regime, "", "", "", difference(steps), "", difference(longer))
             )
@@ -289,7 +294,7 @@ def short(study: Study) -> str:
     mean = ["mean over hosts", ""]
     for regime in regimes:
         found = [study.row(None, regime, c) for c in COMPARISON_LABELS]
-        mean += ["" if row is None else difference(row) for row in found]
+        mean += [difference(row) if row and study.averaged(regime) else "" for row in found]
     head = [
         "host",
         "parameters",
@@ -310,7 +315,12 @@ def forest(study: Study, path: Path) -> None:
     The axis is that of the cells: the interval of a mean over few hosts may run out of it.
     """
     regimes = [regime for regime in study.regimes if any(place[1] == regime for place in study.cells)]
-    lines = [(r, host) for r in regimes for host in (*study.hosts, None) if host is None or (host, r) in study.cells]
+    lines = [
+        (regime, host)
+        for regime in regimes
+        for host in (*study.hosts, None)
+        if (study.averaged(regime) if host is None else (host, regime) in study.cells)
+    ]
     figure = Figure(figsize=(8.4, 1.2 + 0.29 * len(lines)), dpi=200, facecolor="white", layout="constrained")
     axes = figure.subplots(1, len(COMPARISON_LABELS), sharey=True, sharex=True)
     for axis, (comparison, label) in zip(axes, COMPARISON_LABELS.items(), strict=True):

@@ -311,6 +311,17 @@ def test_the_sentence_says_gain_loss_or_neither(study, tmp_path, bounds, words):
     assert "at equal wall-clock" not in block(readme, "results").partition("Below:")[0]
 
 
+def test_one_host_has_no_mean_over_hosts(study, tmp_path):
+    page, readme = make_page(study, tmp_path / "two")
+    assert "| mean of 2 hosts | small |" in block(page, "headline")
+    assert "" not in cells_of(readme, "results", "mean over hosts")[2:4]
+    alone = {**study, "overall": [{**row, "hosts": ["narrow"]} for row in study["overall"]]}
+    page, readme = make_page(alone, tmp_path / "one")
+    assert "mean of" not in block(page, "headline")
+    assert cells_of(readme, "results", "mean over hosts")[2:4] == ["", ""]
+    assert "one host, which says nothing about others" in block(readme, "results")
+
+
 def test_interpolation_without_a_network_stands_beside_the_means(study, tmp_path):
     (fill,) = {f"{cell['fills']['interpolation']:.2f}" for cell in study["cells"]}  # one: of the same images
     for text, name in zip(make_page(study, tmp_path), ("headline", "results"), strict=True):
