@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from inpaint_distill.errors import PlanError
 from inpaint_distill.host.wrappers import unwrap
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from inpaint_distill.host.attention import AttentionSite
-    from inpaint_distill.host.conventions import Convention
+    from inpaint_distill.host.conventions import Convention, Fill
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.host.targets import Target
 
@@ -80,7 +80,7 @@ class Adapter:
     variants: ClassVar[tuple[Variant, ...]] = ()
     replayable: ClassVar[bool] = True
     restores: ClassVar[bool] = True
-    fill: Literal["zero", "white", "interpolated"] | None = None
+    fill: Fill | None = None
 
     def variant(self, host: nn.Module) -> Variant | None:
         """Return the implementation that ``host`` is, whatever wraps it, or ``None``."""

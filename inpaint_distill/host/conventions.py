@@ -28,9 +28,10 @@ from inpaint_distill.networks.fill import pull_push
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["COMMON", "WORDS", "Convention", "Scale", "find_convention"]
+__all__ = ["COMMON", "WORDS", "Convention", "Fill", "Scale", "find_convention"]
 
 Scale: TypeAlias = Literal["signed", "unit", "imagenet", "latent"]
+Fill: TypeAlias = Literal["zero", "white", "interpolated"]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -79,7 +80,7 @@ class Convention:
         self,
         *arguments: str,
         scale: Scale = "signed",
-        fill: Literal["zero", "white", "interpolated"] = "zero",
+        fill: Fill = "zero",
         outputs: tuple[Path, ...] = ((),),
         extra: Callable[[Tensor], HostCall] | None = None,
     ) -> None:
@@ -101,7 +102,7 @@ class Convention:
             text += {"unit": ", in [0, 1]", "imagenet": ", imagenet-normalised", "latent": ", latents"}[self.scale]
         return text + ("" if self.fill == "zero" else f", holes {self.fill}")
 
-    def filled(self, fill: Literal["zero", "white", "interpolated"]) -> Convention:
+    def filled(self, fill: Fill) -> Convention:
         """Return this convention with something else in the hole."""
         return Convention(
             *map("+".join, self.arguments), scale=self.scale, fill=fill, outputs=self.outputs, extra=self.extra

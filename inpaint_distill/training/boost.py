@@ -17,7 +17,7 @@ from inpaint_distill.training.cost import step_cost
 from inpaint_distill.training.data import load_data
 from inpaint_distill.training.figures import curves, differences, forest, panels
 from inpaint_distill.training.inspect import inspect_study
-from inpaint_distill.training.loop import Trainer, scored
+from inpaint_distill.training.loop import Trainer, interpolated, mean_fill, scored
 from inpaint_distill.training.metrics import composite
 from inpaint_distill.training.pool import PANELS, Pool
 from inpaint_distill.training.report import write_report
@@ -71,8 +71,9 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
         plan = _runs(settings, lr, cost["ratio"][settings.variants[-1]])
         results = pool.train(plan, "train")
         restored = {run.arm: pool.restored(run) for run in plan if run.seed == settings.seeds[0]}
-    result = assemble(settings, data, _host_facts(settings, data), tuning, cost, results)
     shown = scored(settings, data)
+    fills = {"one_colour": mean_fill(shown), "interpolation": interpolated(shown)}
+    result = assemble(settings, data, _host_facts(settings, data), tuning, cost, results, fills)
     image, hole = shown.images[:PANELS], shown.holes[:PANELS]
     images = {"input": image, "hole": hole}
     images |= {arm: composite(restored[arm], image, hole) for arm in (BARE, *settings.variants[-_SHOWN:])}

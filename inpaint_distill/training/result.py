@@ -17,7 +17,6 @@ from inpaint_distill.config import to_dict
 from inpaint_distill.errors import StateError
 from inpaint_distill.files import read_json
 from inpaint_distill.training.ablation import ARM_LABELS, BARE, Contrast, contrasts
-from inpaint_distill.training.loop import interpolated, mean_fill, scored
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.metrics import METRICS
 from inpaint_distill.training.perceptual import NETWORK_METRICS
@@ -33,7 +32,6 @@ __all__ = ["SCORES", "assemble", "compare", "interval_of", "made_contrasts", "ma
 
 SCHEMA = 2
 SCORES = {"test": "scores", "val": "val_scores"}  # where a run holds its scores on a split
-_ABOUT = ("split", "baseline", "metric", "bin")
 
 
 def assemble(
@@ -43,6 +41,7 @@ def assemble(
     tuning: list[dict[str, Any]],
     cost: dict[str, Any],
     runs: list[dict[str, Any]],
+    fills: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return the content of ``result.json``.
 
@@ -53,11 +52,10 @@ def assemble(
         tuning: The trials.
         cost: As from :func:`inpaint_distill.training.cost.step_cost`.
         runs: As from :meth:`inpaint_distill.training.loop.Trainer.train`.
+        fills: Hole PSNR without a network, on the images that the study ends with: ``one_colour``, ``interpolation``.
     """
     wanted = contrasts(settings.variants, equal_time=settings.equal_time)
     rows = [row for split in SCORES for contrast in wanted for row in compare(runs, contrast, split)]
-    images = scored(settings, data)
-    fills = {"one_colour": mean_fill(images), "interpolation": interpolated(images)}
     return {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -77,7 +75,7 @@ def assemble(
             "skipped": [list(each) for each in data.skipped],
         },
         "host": dict(host),
-        "fills": fills,  # hole PSNR without a network, on the images that the study ends with
+        "fills": dict(fills),
         "tuning": tuning,
         "cost": cost,
         # The channel weights, long lists of numbers, stay in the runs' own files.
@@ -187,12 +185,12 @@ def _warnings(
     fills: Mapping[str, float],
 ) -> list[str]:
     found = [f"{run['arm']}, seed {run['seed']}: did not learn (stuck)" for run in runs if run["stuck"]]
-    split = "test" if any(row["split"] == "test" for row in rows) else "val"
-    headline = (split, BARE, "hole_psnr", "all")
-    bare = [row["baseline_mean"] for row in rows if tuple(row[key] for key in _ABOUT) == headline]
-    if bare and bare[0] < fills["interpolation"]:
+    headline = (main_split({"comparisons": rows}), BARE, "hole_psnr", "all")
+    about = ("split", "baseline", "metric", "bin")
+    bare = next((row["baseline_mean"] for row in rows if tuple(row[key] for key in about) == headline), None)
+    if bare is not None and bare < fills["interpolation"]:
         found.append(
-            f"the host alone ends below interpolation without a network ({bare[0]:.2f} against "
+            f"the host alone ends below interpolation without a network ({bare:.2f} against "
             f"{fills['interpolation']:.2f} dB hole PSNR): it has much to learn yet"
         )
     lrs = [trial["lr"] for trial in tuning]
