@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from inpaint_distill.errors import PlanError
+from inpaint_distill.errors import ConfigError, PlanError
 from inpaint_distill.host.wrappers import unwrap
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class Adapter:
 
         Raises:
             PlanError: It is none of the variants.
+            ConfigError: Another fill is asked for than the convention's own, and it has no emptied image.
         """
         found = self.variant(host)
         if found is None:
@@ -122,7 +123,18 @@ class Adapter:
         return found.convention if self.fill is None else found.convention.filled(self.fill)
 
     def interpolated(self) -> Self:
-        """Return this adapter with holes that are interpolated instead of emptied: the control of completion (ours)."""
+        """Return this adapter with holes that are interpolated instead of emptied: the control of completion (ours).
+
+        Raises:
+            ConfigError: It says in methods of its own how hosts are called, and so what stands in the hole.
+        """
+        for name in ("convention", "outputs"):
+            if getattr(type(self), name) is not getattr(Adapter, name):
+                raise ConfigError(
+                    f"holes interpolated for adapter {self.name or type(self).__name__!r}",
+                    f"a method {name!r} of its own, which fills them as it likes",
+                    f"interpolate them in {name!r}, or state it as `variants` instead",
+                )
         other = copy.copy(self)
         other.fill = "interpolated"
         return other

@@ -56,6 +56,7 @@ WORDS: dict[str, _Word] = {
 passed on to the teacher as they are; here they are nothing drawn, and no noise.
 """
 
+_EMPTIED = frozenset({"image", "grey"})
 _FOREIGN = frozenset({"edges", "noisy"})
 
 
@@ -103,7 +104,14 @@ class Convention:
         return text + ("" if self.fill == "zero" else f", holes {self.fill}")
 
     def filled(self, fill: Fill) -> Convention:
-        """Return this convention with something else in the hole."""
+        """Return this convention with something else in the hole.
+
+        Raises:
+            ConfigError: It gives no emptied image: the host empties the hole itself.
+        """
+        if _EMPTIED.isdisjoint(word for argument in self.arguments for word in argument):
+            words = " or ".join(sorted(_EMPTIED))
+            raise ConfigError(f"holes {fill} in {self}", "no emptied image among its arguments", f"use {words} in it")
         return Convention(
             *map("+".join, self.arguments), scale=self.scale, fill=fill, outputs=self.outputs, extra=self.extra
         )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import inpaint_distill
+from inpaint_distill import adapters
 from inpaint_distill.errors import ConfigError, PlanError, ReplayError
 from inpaint_distill.host.adapted import derive
 from inpaint_distill.host.adapter import Adapter, Variant
@@ -116,6 +117,12 @@ def test_a_convention_filled_otherwise_differs_in_nothing_else():
     other = whole.filled("interpolated")
     assert vars(other) == {**vars(whole), "fill": "interpolated"}
     assert whole.fill == "white"
+
+
+def test_a_convention_without_an_emptied_image_cannot_be_filled_otherwise():
+    with pytest.raises(ConfigError, match="no emptied image among its arguments"):
+        Convention("whole", "hole").filled("interpolated")
+    assert Convention("grey+hole").filled("interpolated").fill == "interpolated"
 
 
 def test_an_emptied_hole_is_zero_in_the_hosts_range():
@@ -336,3 +343,28 @@ def test_an_adapter_calls_the_host_by_its_convention_and_gives_images_back():
         assert torch.equal(adapter.call(host, IMAGE, MASK), restored)
     with pytest.raises(PlanError, match=r"Plain of tests(.|\n)*variants"):
         adapter.outputs(nn.Linear(1, 1), IMAGE, MASK)
+
+
+def test_every_family_says_what_stands_in_an_interpolated_hole_or_that_it_cannot():
+    for name, adapter in adapters.families().items():
+        if name == "diffusers-inpainting-unet":
+            with pytest.raises(ConfigError, match="a method 'convention' of its own"):
+                adapter.interpolated()
+            continue
+        for variant in adapter.variants:
+            if {"image", "grey"}.isdisjoint(word for argument in variant.convention.arguments for word in argument):
+                with pytest.raises(ConfigError, match="no emptied image"):
+                    variant.convention.filled("interpolated")
+            else:
+                assert variant.convention.filled("interpolated").fill == "interpolated"
+        assert adapter.interpolated().fill == "interpolated"
+        assert adapter.fill is None
+
+
+def test_an_adapter_with_outputs_of_its_own_refuses_to_fill_holes_that_it_does_not_empty():
+    class Own(Adapter):
+        def outputs(self, host, image, hole):
+            return (host(image * (1 - hole)),)
+
+    with pytest.raises(ConfigError, match="a method 'outputs' of its own"):
+        Own().interpolated()
