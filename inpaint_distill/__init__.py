@@ -22,6 +22,7 @@ from inpaint_distill.host.adapter import Adapter, Variant
 from inpaint_distill.host.attention import AttentionSite
 from inpaint_distill.host.conventions import Convention
 from inpaint_distill.host.stage import Stage
+from inpaint_distill.networks.fill import pull_push
 from inpaint_distill.plan import Plan, plan
 from inpaint_distill.teachers import EMATeacher, FrozenTeacher, ModuleTeacher, OnlineTeacher
 
@@ -48,6 +49,7 @@ __all__ = [
     "attach",
     "load_host",
     "plan",
+    "pull_push",
     "save_host",
 ]
 

@@ -44,7 +44,7 @@ def load_host(host: nn.Module, path: str | Path) -> nn.Module:
     Raises:
         StateError: The file cannot be read, or was saved from another host; ``host`` is as it was.
     """
-    asked, fix = f"a host saved in {path}", "load it into the host it was saved from"
+    asked, fix = f"a host saved in {path}", "load it into the host it was saved from, by the version that saved it"
     ours = "give a file written by save_host()"
     tensors, values = read_state(path, "a host", ours)
     if values.get("kind") != _KIND or "injected" not in values:

@@ -171,6 +171,10 @@ def test_a_mask_at_a_lower_resolution(reduce):
     close(*replayed(*batch(2), lambda i, m: (i * (1 - m), reduce(m))))
 
 
+def test_holes_that_the_caller_interpolates():
+    close(*replayed(*batch(2), lambda i, m: torch.cat([inpaint_distill.pull_push(i, 1 - m), m], 1)))
+
+
 def test_one_mask_passed_for_the_whole_batch():
     image, mask = batch(count=3)
     one = mask[:1]
