@@ -32,6 +32,7 @@ COLOURS = {"gain": "#0072B2", "loss": "#D55E00", "not shown": "#8A8A8A"}
 MARKS = {"gain": "^", "loss": "v", "not shown": "s"}
 INK = "#222222"
 LEGEND = "blue, up: gain; orange, down: loss; grey square: the interval includes zero; large: mean over the hosts"
+OUTCOMES = {"gain": "a gain", "loss": "a loss", "not shown": "no gain is shown"}
 NOT_RUN, NOT_MEASURED = "not yet run", "not measured"
 COMMAND = "python benchmarks/boost_study.py --data PHOTOS --masks MASKS --out STUDY"
 FILES = {
@@ -116,30 +117,28 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
 
 
 def finding(study: Study) -> str:
-    """Say in a sentence per regime what the means over the hosts show on hole PSNR over all holes."""
-    parts = []
+    """Say in a line per regime what the means over the hosts show on hole PSNR over all holes."""
+    lines = []
     for regime in study.regimes:
-        said = []
-        for comparison, label in COMPARISON_LABELS.items():
-            row = study.row(None, regime, comparison)
-            if row is not None:
-                found = {"gain": "a gain", "loss": "a loss"}.get(outcome(row), "no gain is shown")
-                found = "one host, which says nothing about others" if row["pairs"] < 2 else found
-                said.append(f"at {label} {found} ({difference(row).strip('*')} dB, {row['pairs']} hosts)")
-        if said:
-            images = sorted({each["images"]["train"] for (_, own), each in study.cells.items() if own == regime})
-            parts.append(
-                f"{regime} ({' or '.join(f'{count:,}' for count in images)} training images): {', '.join(said)}"
-            )
-    if not parts:
-        return "No cell of the study has been run yet."
-    text = f"Hole PSNR with distillation, mean over the hosts [95% interval over hosts]: {'; '.join(parts)}."
-    fills = {f"{cell['fills']['interpolation']:.2f}" for cell in study.cells.values() if cell.get("fills")}
-    if fills:
-        text += (
-            f" On the same images, interpolation of the holes without a network has {' or '.join(sorted(fills))} dB."
+        found = {label: study.row(None, regime, comparison) for comparison, label in COMPARISON_LABELS.items()}
+        said = [f"{difference(row)} at {label} ({OUTCOMES[outcome(row)]})" for label, row in found.items() if row]
+        if not said:
+            continue
+        images = sorted({cell["images"]["train"] for (_, own), cell in study.cells.items() if own == regime})
+        hosts = next(row["hosts"] for row in found.values() if row)
+        over = f"{len(hosts)} hosts" if len(hosts) > 1 else f"{hosts[0]} alone, which says nothing about other hosts"
+        if len(hosts) == 1:
+            said = [text.partition(" (")[0] for text in said]
+        lines.append(
+            f"- {regime} ({' or '.join(f'{count:,}' for count in images)} training images), {over}: {', '.join(said)}"
         )
-    return text
+    if not lines:
+        return "No cell of the study has been run yet."
+    head = "What distillation adds to hole PSNR (dB), mean over the hosts [95% interval over hosts]:"
+    fills = sorted({f"{cell['fills']['interpolation']:.2f}" for cell in study.cells.values() if cell.get("fills")})
+    if fills:
+        lines.append(f"- for scale: interpolation of the holes, without a network, has {' or '.join(fills)} dB")
+    return "\n".join([head, "", *lines])
 
 
 def headline(study: Study) -> str:
@@ -281,8 +280,9 @@ def repeat(study: Study, results: Path) -> str:
 
 
 def short(study: Study) -> str:
-    """Write the README's block: picture, sentence and a row per host, of the regimes that have a cell."""
-    regimes = [regime for regime in study.regimes if any(place[1] == regime for place in study.cells)]
+    """Write the README's block: picture, findings, and a row per host of the regimes that several hosts have run."""
+    begun = [regime for regime in study.regimes if any(place[1] == regime for place in study.cells)]
+    regimes = [regime for regime in begun if study.averaged(regime)] or begun
     rows = []
     for host in study.hosts:
         own = [study.cells.get((host, regime)) for regime in regimes]
@@ -303,8 +303,8 @@ def short(study: Study) -> str:
     ]
     picture = "![hole PSNR: difference that distillation makes, per host](docs/results/boost_study.png)"
     words = (
-        f"{finding(study)} Below: differences in dB of hole PSNR on the test images with 95% intervals, bold where "
-        "they exclude zero. [docs/boost.md](docs/boost.md) has protocol, all metrics and limits."
+        f"{finding(study)}\n\nHost by host: differences on the test images with 95% intervals over the seeds, bold "
+        "where they exclude zero. [docs/boost.md](docs/boost.md) has protocol, all metrics and limits."
     )
     return f"{picture}\n\n{words}\n\n{table(head, [*rows, mean], 1)}"
 

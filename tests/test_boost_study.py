@@ -299,16 +299,18 @@ def test_a_note_is_written_once_with_the_cells_that_it_is_about(study, tmp_path)
 
 @pytest.mark.parametrize(
     ("bounds", "words"),
-    [((0.1, 0.3), "a gain (+0.20"), ((-0.3, -0.1), "a loss (-0.20"), ((-0.1, 0.5), "no gain is shown (+0.20")],
+    [((0.1, 0.3), "a gain"), ((-0.3, -0.1), "a loss"), ((-0.1, 0.5), "no gain is shown")],
 )
-def test_the_sentence_says_gain_loss_or_neither(study, tmp_path, bounds, words):
+def test_the_line_of_a_regime_says_gain_loss_or_neither(study, tmp_path, bounds, words):
     mean = sum(bounds) / 2
     row = {"regime": "small", "arm": "distilled", "comparison": "steps", "metric": "hole_psnr", "bin": "all"}
     row["hosts"] = ["narrow", "wide"]
     changed = {**study, "overall": [{**row, "mean": mean, "low": bounds[0], "high": bounds[1]}]}
     _, readme = make_page(changed, tmp_path)
-    assert words in block(readme, "results")
-    assert "at equal wall-clock" not in block(readme, "results").partition("Below:")[0]
+    (line,) = [line for line in block(readme, "results").splitlines() if line.startswith("- small (8 training images)")]
+    said, _, about = line.partition(", 2 hosts: ")[2].rpartition(" at equal steps ")
+    assert said.strip("*") == f"{mean:+.2f} [{bounds[0]:+.2f}, {bounds[1]:+.2f}]"
+    assert about == f"({words})", "and nothing about a comparison that is not there"
 
 
 def test_one_host_has_no_mean_over_hosts(study, tmp_path):
@@ -319,13 +321,24 @@ def test_one_host_has_no_mean_over_hosts(study, tmp_path):
     page, readme = make_page(alone, tmp_path / "one")
     assert "mean of" not in block(page, "headline")
     assert cells_of(readme, "results", "mean over hosts")[2:4] == ["", ""]
-    assert "one host, which says nothing about others" in block(readme, "results")
+    assert "narrow alone, which says nothing about other hosts: " in block(readme, "results")
+
+
+def test_a_regime_that_one_host_has_run_is_a_line_in_the_readme_and_no_column(study, tmp_path):
+    more = {
+        part: [{**each, "regime": "full"} for each in study[part] if each["host"] == "narrow"]
+        for part in ("cells", "rows")
+    }
+    more["overall"] = [{**row, "regime": "full", "hosts": ["narrow"]} for row in study["overall"]]
+    _, readme = make_page({**study, **{part: [*study[part], *rows] for part, rows in more.items()}}, tmp_path)
+    assert "- full (8 training images), narrow alone" in block(readme, "results")
+    assert len(cells_of(readme, "results", "narrow")) == 5, "host, parameters, small twice, step"
 
 
 def test_interpolation_without_a_network_stands_beside_the_means(study, tmp_path):
     (fill,) = {f"{cell['fills']['interpolation']:.2f}" for cell in study["cells"]}  # one: of the same images
     for text, name in zip(make_page(study, tmp_path), ("headline", "results"), strict=True):
-        assert f"interpolation of the holes without a network has {fill} dB." in block(text, name)
+        assert f"interpolation of the holes, without a network, has {fill} dB" in block(text, name)
 
 
 def test_less_of_what_is_better_low_is_a_gain():
