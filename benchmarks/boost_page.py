@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from inpaint_distill.training.ablation import BLOCK, WHOLE
+from inpaint_distill.training.ablation import BARE, BLOCK, WHOLE
+from inpaint_distill.training.explained import PARTS
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.result import interval_of
 from inpaint_distill.training.statistics import verdict
@@ -59,13 +60,9 @@ class Study:
             tuple(row[name] for name in names): {**row, "pairs": len(row["hosts"])} for row in content["overall"]
         }
 
-    def places(self) -> list[tuple[str, str]]:
-        """Return host and regime of every cell of the protocol, host by host."""
-        return [(host, regime) for host in self.hosts for regime in self.regimes]
-
     def run(self) -> list[tuple[str, str]]:
-        """Return host and regime of every cell that has been run."""
-        return [place for place in self.places() if place in self.cells]
+        """Return host and regime of every cell that has been run, host by host."""
+        return [(host, regime) for host in self.hosts for regime in self.regimes if (host, regime) in self.cells]
 
     def row(
         self,
@@ -142,13 +139,10 @@ def finding(study: Study) -> str:
 
 
 def headline(study: Study) -> str:
-    """Write a row per cell with the hole PSNR, and one per regime with the mean over the hosts."""
+    """Write a row per cell with the hole PSNR, one per regime with the mean over the hosts, and what is not run."""
     rows: list[Sequence[str]] = []
-    for host, regime in study.places():
-        cell, steps, longer = study.cells.get((host, regime)), *(study.row(host, regime, c) for c in COMPARISON_LABELS)
-        if cell is None:
-            rows.append((host, regime, NOT_RUN))
-            continue
+    for host, regime in study.run():
+        cell, steps, longer = study.cells[host, regime], *(study.row(host, regime, c) for c in COMPARISON_LABELS)
         values = (value(steps, "baseline_mean"), value(steps, "arm_mean"), difference(steps))
         pairs, cost = str(steps["pairs"] if steps else 0), f"{cell['cost_ratio'][WHOLE]:.2f}x"
         train = f"{cell['images']['train']:,}"
@@ -169,7 +163,12 @@ def headline(study: Study) -> str:
         differences[0],
         "host alone, longer",
     )
-    return f"{finding(study)}\n\n{table((*head, differences[1], 'pairs', 'step'), rows, 2)}"
+    text = f"{finding(study)}\n\n{table((*head, differences[1], 'pairs', 'step'), rows, 2)}"
+    missing = {
+        regime: ", ".join(host for host in study.hosts if (host, regime) not in study.cells) for regime in study.regimes
+    }
+    absent = "; ".join(f"{regime}: {hosts}" for regime, hosts in missing.items() if hosts)
+    return f"{text}\n\nN{NOT_RUN[1:]}: {absent}." if absent else text
 
 
 def bins(study: Study) -> str:
@@ -193,7 +192,7 @@ def by_column(study: Study, columns: Sequence[tuple[str, str]], heads: Sequence[
     return table(("host", "regime", "at", *heads), rows, 3)
 
 
-def training(study: Study) -> str:
+def training(study: Study, results: Path) -> str:
     """Write how each host was trained, and whether it had learned all it could."""
     rows: list[Sequence[str]] = []
     notes: dict[str, list[str]] = {}
@@ -208,7 +207,7 @@ def training(study: Study) -> str:
             f"{cell['lr']:g} of {tried}",
         )
         changes = [NOT_MEASURED if each is None else f"{each:+.2f}" for each in flat]
-        rows.append((host, regime, *facts, *changes, stuck))
+        rows.append((host, regime, *facts, *changes, given_back(results / folder_of(host, regime), BARE), stuck))
         departs = [f"{key} is {found}, not {asked}" for key, (asked, found) in cell["departures"].items()]
         others = [text for text in cell["warnings"] if not text.endswith("(stuck)")]  # those have their column
         for text in (*departs, *others):
@@ -221,11 +220,27 @@ def training(study: Study) -> str:
         "learning rate",
         "last fifth (dB)",
         "longer (dB)",
+        "known luma, chroma",
         "stuck runs",
     )
     everywhere = len(rows)
     lines = [f"- {'every cell' if len(c) == everywhere > 1 else '; '.join(c)}: {text}" for text, c in notes.items()]
     return table(head, rows, 2) + "".join(f"\n{line}" for line in ["", *lines] if lines)
+
+
+def folder_of(host: str, regime: str) -> str:
+    """Return where the files of a cell lie, below the results."""
+    return f"boost-study/{host}-{regime}"
+
+
+def given_back(folder: Path, network: str) -> str:
+    """Write the shares of the known pixels' luma and chroma that a host gives back, from what ``inspect`` wrote."""
+    file = folder / "inspect" / "inspect.json"
+    found = json.loads(file.read_text(encoding="utf-8")).get("explained") if file.exists() else None
+    if found is None:
+        return NOT_MEASURED
+    shares = (found["known"][part]["mean"][network] for part in PARTS)
+    return ", ".join(NOT_MEASURED if share is None else f"{share:.2f}" for share in shares)
 
 
 def speed(study: Study) -> str:
@@ -262,20 +277,13 @@ def alone(study: Study) -> str:
 def repeat(study: Study, results: Path) -> str:
     """Write the command of each cell, and links to what lies of it."""
     rows = []
-    for host, regime in study.places():
-        cell, folder = study.cells.get((host, regime)), f"boost-study/{host}-{regime}"
+    for host, regime in study.run():
+        cell, folder = study.cells[host, regime], folder_of(host, regime)
         links = [
             f"[{name}](results/{folder}/{file})" for name, file in FILES.items() if (results / folder / file).exists()
         ]
-        seeds = f" --seeds {len(cell['seeds'])}" if cell and "seeds" in cell["departures"] else ""
-        rows.append(
-            (
-                host,
-                regime,
-                f"`{COMMAND} --hosts {host} --regimes {regime}{seeds}`",
-                ", ".join(links) if cell else NOT_RUN,
-            )
-        )
+        seeds = f" --seeds {len(cell['seeds'])}" if "seeds" in cell["departures"] else ""
+        rows.append((host, regime, f"`{COMMAND} --hosts {host} --regimes {regime}{seeds}`", ", ".join(links)))
     return table(("host", "regime", "command", "files"), rows, 4)
 
 
@@ -381,8 +389,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = root / "docs" / "results"
     study = Study(json.loads((results / "boost_study.json").read_text(encoding="utf-8")))
     forest(study, results / "boost_study.png")
-    made = {write.__name__: write(study) for write in (headline, bins, metrics, training, speed, alone)}
-    insert(root / "docs" / "boost.md", {**made, "repeat": repeat(study, results)})
+    made = {write.__name__: write(study) for write in (headline, bins, metrics, speed, alone)}
+    made |= {write.__name__: write(study, results) for write in (training, repeat)}
+    insert(root / "docs" / "boost.md", made)
     insert(root / "README.md", {"results": short(study)})
 
 

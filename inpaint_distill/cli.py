@@ -21,7 +21,7 @@ __all__ = ["main"]
 
 _DESCRIPTION = {
     "boost": "Train a host alone and with distillation, paired, and report whether it gained.",
-    "inspect": "Look into the trained hosts of a study: does the hole show in their features?",
+    "inspect": "Look into the trained hosts of a study: does the hole show, have they learned colours?",
     "plan": "Show what would be tapped on a host, without touching it, and write an adapter for it.",
 }
 

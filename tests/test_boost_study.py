@@ -241,8 +241,8 @@ def test_the_page_and_the_readme_show_the_numbers_and_what_is_not_run(study, tmp
     cells = cells_of(page, "headline", "wide", "small")
     assert cells[2:5] == ["8", f"{row['baseline_mean']:.2f}", f"{row['arm_mean']:.2f}"]
     assert cells[5].strip("*").startswith(f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]")
-    assert cells_of(page, "headline", "narrow", "full")[2] == "not yet run"
-    for name in ("bins", "metrics", "training", "speed"):
+    assert "\nNot yet run: full: narrow, wide." in block(page, "headline")
+    for name in ("headline", "bins", "metrics", "training", "speed", "repeat"):
         assert "| narrow | small |" in block(page, name)
         assert "| narrow | full |" not in block(page, name)
     assert "--hosts narrow --regimes small`" in cells_of(page, "repeat", "narrow", "small")[2]
@@ -256,7 +256,7 @@ def test_a_host_that_is_not_run_where_another_is_has_its_row(study, tmp_path):
     own = {part: [each for each in study[part] if each["host"] == "narrow"] for part in ("cells", "rows")}
     page, readme = make_page({**study, **own}, tmp_path)
     assert cells_of(readme, "results", "wide")[2:4] == ["not yet run"] * 2
-    assert cells_of(page, "headline", "wide", "small")[2] == "not yet run"
+    assert "\nNot yet run: small: wide; full: narrow, wide." in block(page, "headline")
 
 
 def test_a_metric_that_is_absent_is_not_measured(study, tmp_path):
@@ -281,6 +281,18 @@ def test_the_block_alone_is_set_against_the_distilled_one_host_by_host(study, tm
     found = ["**+0.30 [+0.10, +0.50]**", "**+0.40 [+0.20, +0.60]**", "+0.10 [-0.10, +0.30]"]
     assert cells_of(page, "alone", "narrow", "small")[2:] == [*found, "2", "1.25x", "1.50x"]
     assert cells_of(page, "alone", "mean of 2 hosts", "small")[2:5] == found
+
+
+def test_what_a_host_gives_back_is_taken_from_its_inspection(study, tmp_path):
+    page, _ = make_page(study, tmp_path)
+    assert cells_of(page, "training", "narrow", "small")[7] == "not measured"
+    folder = tmp_path / "docs" / "results" / "boost-study" / "narrow-small" / "inspect"
+    folder.mkdir()
+    shares = {"luma": {"mean": {"bare": 0.815, "distilled": 1.0}}, "chroma": {"mean": {"bare": None, "distilled": 1.0}}}
+    (folder / "inspect.json").write_text(json.dumps({"explained": {"known": shares}}))
+    page, _ = make_page(study, tmp_path)
+    assert cells_of(page, "training", "narrow", "small")[7] == "0.81, not measured"
+    assert cells_of(page, "training", "wide", "small")[7] == "not measured"
 
 
 def test_a_study_without_the_block_alone_has_no_line_about_it(study, tmp_path):

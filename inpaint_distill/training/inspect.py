@@ -24,6 +24,7 @@ from inpaint_distill.training.attention_view import attention_sites, pixel_atten
 from inpaint_distill.training.data import EvalSet, load_data
 from inpaint_distill.training.evidence import energy, energy_ratio, hole_agreement, sides
 from inpaint_distill.training.evidence_table import LevelValues, arm_title, markdown, sentences, summarise
+from inpaint_distill.training.explained import explained_by, explained_markdown, explained_sentences
 from inpaint_distill.training.feature_figures import channel_weights, network_maps
 from inpaint_distill.training.trained import TEACHER, features, load_trained, open_study, run_network
 
@@ -48,7 +49,7 @@ def inspect_study(
     pixel: tuple[int, int] | None = None,
     console: Console,
 ) -> dict[str, Any]:
-    """Compare features of teacher, host alone and host with distillation; write figures and tables.
+    """Compare teacher, host alone and host with distillation, in their features and in what they give back.
 
     Written are ``inspect.json``, ``table.md``, ``features.png`` and, where the host has attention or the arm channel
     weights, ``attention.png`` and ``channel_weights.png``. What is measured are the study's first validation
@@ -93,12 +94,13 @@ def inspect_study(
         "images": len(measured.images),
         "drawn": {"image": index, "pixel": list(place), "seed": trained[0].seed},
         "levels": levels,
+        "explained": explained_by(trained, arm, adapter, measured),
     }
-    result["sentences"] = sentences(result)
+    result["sentences"] = [*explained_sentences(result["explained"], arm), *sentences(result)]
     out.mkdir(parents=True, exist_ok=True)
     files = _draw(study, trained[0], arm, adapter, drawn, place, out)
     result["figures"] = [file.name for file in files]
-    table = markdown(result)
+    table = f"{markdown(result)}\n{explained_markdown(result['explained'], arm)}"
     write_text(out / "table.md", table)
     write_json(out / "inspect.json", result)
     console.print(table, markup=False, highlight=False, soft_wrap=True)

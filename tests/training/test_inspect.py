@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
@@ -18,9 +19,10 @@ from inpaint_distill.training.attention_view import pixel_attention
 from inpaint_distill.training.data import EvalSet, load_data
 from inpaint_distill.training.evidence import hole_agreement, hole_contrast
 from inpaint_distill.training.evidence_table import LevelValues, sentences, summarise
+from inpaint_distill.training.explained import explained
 from inpaint_distill.training.feature_figures import channel_weights
 from inpaint_distill.training.inspect import inspect_study
-from inpaint_distill.training.loop import Trainer
+from inpaint_distill.training.loop import Trainer, restore
 from inpaint_distill.training.masks import free_form
 from inpaint_distill.training.settings import BoostSettings, Run
 from inpaint_distill.training.trained import features, load_trained, open_study
@@ -38,7 +40,8 @@ def make_study(folder, host, seeds=(0,), teacher="ema"):
     for each in (runs, photos, masks):
         each.mkdir(parents=True)
     for index in range(40):
-        Image.effect_noise((40, 40), 60 + index).convert("RGB").save(photos / f"{index:02}.png")
+        channels = [Image.effect_noise((40, 40), 60 + index + channel) for channel in range(3)]
+        Image.merge("RGB", channels).save(photos / f"{index:02}.png")
     for index, mask in enumerate(free_form(24, FAMILIES[host]["size"], seed=0)):
         Image.fromarray(mask[0].numpy().astype("uint8") * 255).save(masks / f"{index:02}.png")
     distillation = {"teacher": teacher, "teacher_steps": 2, "warmup": 0}
@@ -91,6 +94,11 @@ def test_the_command_writes_figures_table_and_numbers(study, capsys):
     table = (out / "table.md").read_text()
     assert "3 validation images, seeds 0, 3" in table
     assert "hole contrast" in capsys.readouterr().out
+    shares = result["explained"]["known"]["chroma"]["seeds"]["bare"]
+    assert len(shares) == 2
+    assert max(shares) < 0.1, "three steps teach no colours"
+    assert any(each.startswith("The host alone paints grey with 2 of 2 seeds") for each in result["sentences"])
+    assert "| known | chroma |" in table
 
 
 def test_the_numbers_are_those_of_the_trained_hosts(study, tmp_path):
@@ -111,6 +119,10 @@ def test_the_numbers_are_those_of_the_trained_hosts(study, tmp_path):
         seen = features(distilled, trained.stages, adapter, data)
         complete = features(teacher, trained.stages, adapter, data, complete=True)
         itself = features(distilled, trained.stages, adapter, data, complete=True)
+        given = explained(restore(distilled, adapter, data), data.images, data.holes)
+        for side, part in itertools.product(given, given["hole"]):
+            own = result["explained"][side][part]["seeds"]["distilled"][position]
+            assert own == pytest.approx(given[side][part])
         for level, own, target, whole in zip(result["levels"], seen, complete, itself, strict=True):
             for measure, values in (
                 ("hole_contrast", hole_contrast(own, data.holes)),
@@ -152,7 +164,9 @@ def test_one_pair_of_trainings_has_no_interval(tmp_path):
     rows = [row for level in result["levels"] for row in level["measures"].values()]
     assert rows
     assert all(row["difference"]["low"] is None and row["difference"]["pairs"] == 1 for row in rows)
-    assert all("one pair of trainings: that shows nothing about chance" in each for each in result["sentences"])
+    differences = [each for each in result["sentences"] if "->" in each]
+    assert differences
+    assert all("one pair of trainings: that shows nothing about chance" in each for each in differences)
 
 
 def test_a_chosen_image_and_pixel_are_drawn(study, tmp_path):
