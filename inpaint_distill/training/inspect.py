@@ -19,13 +19,20 @@ from inpaint_distill import __version__
 from inpaint_distill.config import to_dict
 from inpaint_distill.errors import ConfigError
 from inpaint_distill.files import read_json, write_json, write_text
+from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.training.ablation import BARE, WHOLE
 from inpaint_distill.training.attention_view import attention_sites, pixel_attention, watch_attention
 from inpaint_distill.training.data import EvalSet, load_data
 from inpaint_distill.training.evidence import energy, energy_ratio, hole_agreement, sides
 from inpaint_distill.training.evidence_table import LevelValues, arm_title, markdown, sentences, summarise
-from inpaint_distill.training.explained import explained_by, explained_markdown, explained_sentences
+from inpaint_distill.training.explained import (
+    explained,
+    explained_markdown,
+    explained_sentences,
+    summarise_explained,
+)
 from inpaint_distill.training.feature_figures import channel_weights, network_maps
+from inpaint_distill.training.loop import restore
 from inpaint_distill.training.trained import TEACHER, features, load_trained, open_study, run_network
 
 if TYPE_CHECKING:
@@ -94,7 +101,7 @@ def inspect_study(
         "images": len(measured.images),
         "drawn": {"image": index, "pixel": list(place), "seed": trained[0].seed},
         "levels": levels,
-        "explained": explained_by(trained, arm, adapter, measured),
+        "explained": summarise_explained([_explain(each, arm, adapter, measured) for each in trained]),
     }
     result["sentences"] = [*explained_sentences(result["explained"], arm), *sentences(result)]
     out.mkdir(parents=True, exist_ok=True)
@@ -164,6 +171,17 @@ def _measure(trained: Trained, arm: str, adapter: Adapter, data: EvalSet) -> lis
             }
         levels.append(LevelValues(stage.label, channels, (height, width), stage.stride, known, values))
     return levels
+
+
+def _explain(trained: Trained, arm: str, adapter: Adapter, data: EvalSet) -> dict[str, Any]:
+    """Return what host alone and arm give back of the images."""
+    found = {}
+    for name in (BARE, arm):
+        with forked_rng():  # as in :func:`run_network`
+            torch.default_generator.manual_seed(0)
+            restored = restore(trained.networks[name], adapter, data)
+        found[name] = explained(restored, data.images, data.holes)
+    return found
 
 
 def _draw(

@@ -16,6 +16,7 @@ from inpaint_distill.networks.fill import pull_push
 from inpaint_distill.state import from_plain, read_state, to_plain, write_state
 from inpaint_distill.teachers import FrozenTeacher
 from inpaint_distill.training.data import Batches, EvalSet
+from inpaint_distill.training.explained import explained
 from inpaint_distill.training.images import crop_batch
 from inpaint_distill.training.kept import DISTILLER, HOST, kept_file
 from inpaint_distill.training.masks import ratio_bin
@@ -236,12 +237,14 @@ class Trainer:
         last = self.step == self.run.steps and not self.run.trial and not self.settings.score_test
         restored = restore(self.host, self.adapter, self.data.val)
         self.val_scores = evaluate(restored, self.data.val, self.device if last else None)
+        known = explained(restored, self.data.val.images, self.data.val.holes)["known"]
         self.curve.append(
             {
                 "step": self.step,
                 "seconds": round(self.seconds, 3),
                 "hole_psnr": self.val_scores["hole_psnr"]["all"],
                 "train_loss": self.train_loss,
+                **{f"known_{part}": share for part, share in known.items()},
             }
         )
         weights = {} if self.distiller is None else self.distiller.channel_weights

@@ -17,6 +17,7 @@ from inpaint_distill.config import to_dict
 from inpaint_distill.errors import StateError
 from inpaint_distill.files import read_json
 from inpaint_distill.training.ablation import ARM_LABELS, BARE, Contrast, contrasts
+from inpaint_distill.training.explained import paints_grey
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.metrics import METRICS
 from inpaint_distill.training.perceptual import NETWORK_METRICS
@@ -193,6 +194,9 @@ def _warnings(
             f"the host alone ends below interpolation without a network ({bare:.2f} against "
             f"{fills['interpolation']:.2f} dB hole PSNR): it has much to learn yet"
         )
+    # Earlier versions did not measure it.
+    if grey := paints_grey(run["curve"][-1].get("known_chroma") for run in runs if run["arm"] == BARE):
+        found.append(f"the host alone {grey}")
     lrs = [trial["lr"] for trial in tuning]
     if len(lrs) > 1 and next(trial["lr"] for trial in tuning if trial["chosen"]) in (min(lrs), max(lrs)):
         found.append("the best learning rate is at the end of the list tried; the bare host may do better than shown")

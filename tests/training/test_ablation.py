@@ -24,6 +24,7 @@ from inpaint_distill.training import pool as pool_module
 from inpaint_distill.training.ablation import ARM_LABELS, CHANGES, VARIANTS, Contrast, contrasts, variant_config
 from inpaint_distill.training.boost import boost
 from inpaint_distill.training.data import EvalSet, load_data
+from inpaint_distill.training.explained import paints_grey
 from inpaint_distill.training.figures import curves, differences, forest
 from inpaint_distill.training.inspect import inspect_study
 from inpaint_distill.training.loop import Trainer
@@ -340,6 +341,15 @@ def test_a_host_that_ends_below_interpolation_is_warned_of(study):
     assert len(warned) == 1  # a few steps teach less than that
     assert expected in warned[0]
     assert f"interpolation of the holes has {fills['interpolation']:.2f} dB" in (study / "report.html").read_text()
+
+
+def test_a_host_that_paints_grey_is_warned_of_as_its_curve_says(study):
+    result = read_result(study / "result.json")
+    ends = [run["curve"][-1]["known_chroma"] for run in result["runs"] if run["arm"] == "bare"]
+    warned = [text for text in result["warnings"] if "paints grey" in text]
+    assert len(warned) == 1, "a few steps teach no colours"
+    assert warned[0].startswith(f"the host alone {paints_grey(ends)}")
+    assert all({"known_luma", "known_chroma"} <= set(point) for run in result["runs"] for point in run["curve"])
 
 
 def test_the_cost_of_every_arm_sets_the_length_of_the_longer_run(study):
