@@ -274,6 +274,17 @@ def alone(study: Study) -> str:
     return table(("host", "regime", *compared.values(), "pairs", "step, block alone", "step"), rows, 2)
 
 
+def filled(study: Study, emptied: str = "small", interpolated: str = "interpolated") -> str:
+    """Write the hole PSNR of the hosts that were trained in both ways, with holes emptied and interpolated."""
+    rows = []
+    for host in study.hosts:
+        found = [study.row(host, regime, "steps") for regime in (emptied, interpolated)]
+        if None not in found:
+            rows.append((host, *(value(row, key) for row in found for key in ("baseline_mean", "arm_mean"))))
+    heads = [f"{hole}, {arm}" for hole in ("emptied", "interpolated") for arm in ("host alone", "with distillation")]
+    return table(("host", *heads), rows, 1) if rows else f"N{NOT_RUN[1:]}."
+
+
 def repeat(study: Study, results: Path) -> str:
     """Write the command of each cell, and links to what lies of it."""
     rows = []
@@ -389,7 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = root / "docs" / "results"
     study = Study(json.loads((results / "boost_study.json").read_text(encoding="utf-8")))
     forest(study, results / "boost_study.png")
-    made = {write.__name__: write(study) for write in (headline, bins, metrics, speed, alone)}
+    made = {write.__name__: write(study) for write in (headline, bins, metrics, speed, alone, filled)}
     made |= {write.__name__: write(study, results) for write in (training, repeat)}
     insert(root / "docs" / "boost.md", made)
     insert(root / "README.md", {"results": short(study)})

@@ -295,6 +295,17 @@ def test_what_a_host_gives_back_is_taken_from_its_inspection(study, tmp_path):
     assert cells_of(page, "training", "wide", "small")[7] == "not measured"
 
 
+def test_hosts_trained_both_ways_stand_side_by_side(study, tmp_path):
+    page, _ = make_page(study, tmp_path)
+    assert "Not yet run." in block(page, "filled")
+    row = find(study["rows"], host="wide", arm="distilled", comparison="steps", metric="hole_psnr", bin="all")
+    other = {**row, "regime": "interpolated", "baseline_mean": 1.0, "arm_mean": 2.0}
+    page, _ = make_page({**study, "rows": [*study["rows"], other]}, tmp_path)
+    means = [f"{row[key]:.2f}" for key in ("baseline_mean", "arm_mean")]
+    assert cells_of(page, "filled", "wide") == ["wide", *means, "1.00", "2.00"]
+    assert "narrow" not in block(page, "filled")
+
+
 def test_a_study_without_the_block_alone_has_no_line_about_it(study, tmp_path):
     rows = [row for row in study["rows"] if row["arm"] == "distilled" and row["comparison"] != "block"]
     page, _ = make_page({**study, "rows": rows}, tmp_path)
