@@ -90,6 +90,7 @@ def inspect_study(
     drawn = EvalSet(data.images[index : index + 1], data.holes[index : index + 1])
     trained = [load_trained(study, *pair, data) for pair in study.pairs]
     levels = summarise([_measure(each, arm, adapter, measured) for each in trained], arm)
+    given_back = summarise_explained([_explain(each, arm, adapter, measured) for each in trained])
     result = {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -101,13 +102,13 @@ def inspect_study(
         "images": len(measured.images),
         "drawn": {"image": index, "pixel": list(place), "seed": trained[0].seed},
         "levels": levels,
-        "explained": summarise_explained([_explain(each, arm, adapter, measured) for each in trained]),
+        "explained": given_back,
     }
-    result["sentences"] = [*explained_sentences(result["explained"], arm), *sentences(result)]
+    result["sentences"] = [*explained_sentences(given_back, arm), *sentences(result)]
     out.mkdir(parents=True, exist_ok=True)
     files = _draw(study, trained[0], arm, adapter, drawn, place, out)
     result["figures"] = [file.name for file in files]
-    table = f"{markdown(result)}\n{explained_markdown(result['explained'], arm)}"
+    table = f"{markdown(result)}\n{explained_markdown(given_back, arm)}"
     write_text(out / "table.md", table)
     write_json(out / "inspect.json", result)
     console.print(table, markup=False, highlight=False, soft_wrap=True)

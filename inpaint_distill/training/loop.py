@@ -144,7 +144,7 @@ class Trainer:
         self.stepper = Stepper(self._update, self.device, record=self.distiller is None)
         self.step = 0
         self.seconds = 0.0
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[dict[str, Any]] = []
         self.val_scores: dict[str, dict[str, float]] = {}
         self.channel_weights: list[dict[str, Any]] = []
         self.train_loss = math.nan
