@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,7 +212,8 @@ def training(study: Study, results: Path) -> str:
         departs = [f"{key} is {found}, not {asked}" for key, (asked, found) in cell["departures"].items()]
         others = [text for text in cell["warnings"] if not text.endswith("(stuck)")]  # those have their column
         for text in (*departs, *others):
-            notes.setdefault(text, []).append(f"{host}, {regime}")
+            # Without the numbers of each cell, which have their columns: what is said of several is said once.
+            notes.setdefault(re.sub(r" \([^)]*\d[^)]*\)", "", text), []).append(f"{host}, {regime}")
     head = (
         "host",
         "regime",
@@ -266,7 +268,7 @@ def alone(study: Study) -> str:
     for regime in study.regimes:
         for host in (*study.hosts, None):
             found = [study.row(host, regime, comparison, arm=arm) for comparison, arm in compared]
-            if None in found:
+            if None in found or (host is None and not study.averaged(regime)):
                 continue
             name = host or f"mean of {found[0]['pairs']} hosts"
             costs = [f"{study.cells[host, regime]['cost_ratio'][arm]:.2f}x" for arm in (BLOCK, WHOLE)] if host else []
@@ -352,8 +354,8 @@ def forest(study: Study, path: Path) -> None:
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=8.5, labelcolor=INK)
         axis.spines[["top", "right"]].set_visible(False)
-        for edge, (_, host) in enumerate(lines[:-1]):
-            if host is None:
+        for edge, (regime, _) in enumerate(lines[:-1]):
+            if lines[edge + 1][0] != regime:
                 axis.axhline(edge + 0.5, color="#BBBBBB", linewidth=0.8)
     bounds = [
         row[key]

@@ -314,7 +314,7 @@ def test_a_study_without_the_block_alone_has_no_line_about_it(study, tmp_path):
 
 
 def test_a_note_is_written_once_with_the_cells_that_it_is_about(study, tmp_path):
-    cells = [{**cell, "warnings": ["the same", cell["host"]]} for cell in study["cells"]]
+    cells = [{**cell, "warnings": [f"the same ({len(cell['host'])}.5 dB)", cell["host"]]} for cell in study["cells"]]
     page, _ = make_page({**study, "cells": cells}, tmp_path)
     notes = [line for line in block(page, "training").splitlines() if line.startswith("- ")]
     assert notes == ["- every cell: the same", "- narrow, small: narrow", "- wide, small: wide"]
