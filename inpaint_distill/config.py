@@ -114,7 +114,7 @@ class Config:
         completion_levels: After which stages, counted from 0; ``None`` for those below image resolution and above a
             single pixel. One after the first stage did as much as one after each (docs/boost.md).
         completion_adaptive: Give the blocks a kernel and offsets per pixel (DGI) instead of two convolutions that see
-            the hole interpolated, which cost less and gained more on six of seven hosts (docs/boost.md).
+            the hole interpolated, which cost less; which gain more depends on the host (docs/boost.md).
         fusion: Inject an attention module with global-local fusion after the deepest stage; it stays in the host.
         balance: Scale each term to its share of the host's gradient norm, or leave the weights as they are.
         every: Distil at every n-th optimizer step alone, n times as strongly, which costs an n-th (ours).
