@@ -30,8 +30,8 @@ class CompletionBlock(nn.Module):
     (:func:`~inpaint_distill.networks.fill.pull_push`). It costs less than the adaptive one; which of them gains more
     depends on the host (docs/boost.md). ``f``, ``f_ker`` and ``f_off`` are convolutions (3x3 is ours), which are told
     where the hole is (ours: DGI's see ``x'`` alone, in which an offset has to guess on which side the known pixels
-    are). The offsets learn a tenth as fast as the rest (ours, after the lower rate that deformable convolutions are usually
-    given): at the host's rate they can run away.
+    are). The offsets learn a tenth as fast as the rest (ours, after the lower rate that deformable convolutions are
+    usually given): at the host's rate they can run away.
 
     ``W`` and ``D`` start at zero and ``V`` at one, so the block starts as the identity, bit for bit, and ``W`` learns
     from the first step. A pixel where ``M`` is 0 never changes, whatever the branch holds.
