@@ -80,9 +80,9 @@ class Study:
         return self.means.get(key) if host is None else self.rows.get((host, *key))
 
     def averaged(self, regime: str) -> bool:
-        """Tell whether there is a mean over more than one host."""
+        """Tell whether there is a mean over more than half of the hosts: one over few says nothing of the others."""
         row = self.row(None, regime, "steps")
-        return row is not None and row["pairs"] > 1
+        return row is not None and row["pairs"] > len(self.hosts) / 2
 
 
 def outcome(row: Mapping[str, Any]) -> str:
@@ -114,22 +114,25 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
     return "\n".join([f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in full)])
 
 
+def both(study: Study, host: str | None, regime: str) -> str:
+    """Say what a cell, or the mean over the hosts, shows at equal steps and at equal wall-clock."""
+    found = {label: study.row(host, regime, comparison) for comparison, label in COMPARISON_LABELS.items()}
+    return ", ".join(f"{difference(row)} at {label} ({OUTCOMES[outcome(row)]})" for label, row in found.items() if row)
+
+
 def finding(study: Study) -> str:
     """Say in a line per regime what the means over the hosts show on hole PSNR over all holes."""
     lines = []
     for regime in study.regimes:
-        found = {label: study.row(None, regime, comparison) for comparison, label in COMPARISON_LABELS.items()}
-        said = [f"{difference(row)} at {label} ({OUTCOMES[outcome(row)]})" for label, row in found.items() if row]
-        if not said:
+        hosts = [host for host in study.hosts if (host, regime) in study.cells]
+        if study.averaged(regime):
+            said = f"{len(hosts)} hosts: {both(study, None, regime)}"
+        elif hosts:
+            said = "too few hosts for a mean: " + "; ".join(f"{host} {both(study, host, regime)}" for host in hosts)
+        else:
             continue
-        images = sorted({cell["images"]["train"] for (_, own), cell in study.cells.items() if own == regime})
-        hosts = next(row["hosts"] for row in found.values() if row)
-        over = f"{len(hosts)} hosts" if len(hosts) > 1 else f"{hosts[0]} alone, which says nothing about other hosts"
-        if len(hosts) == 1:
-            said = [text.partition(" (")[0] for text in said]
-        lines.append(
-            f"- {regime} ({' or '.join(f'{count:,}' for count in images)} training images), {over}: {', '.join(said)}"
-        )
+        images = sorted({study.cells[host, regime]["images"]["train"] for host in hosts})
+        lines.append(f"- {regime} ({' or '.join(f'{count:,}' for count in images)} training images), {said}")
     if not lines:
         return "No cell of the study has been run yet."
     head = "What distillation adds to hole PSNR (dB), mean over the hosts [95% interval over hosts]:"
