@@ -135,7 +135,7 @@ def finding(study: Study) -> str:
         lines.append(f"- {regime} ({' or '.join(f'{count:,}' for count in images)} training images), {said}")
     if not lines:
         return "No cell of the study has been run yet."
-    head = "What distillation adds to hole PSNR (dB), mean over the hosts [95% interval over hosts]:"
+    head = "What distillation, with its block, adds to hole PSNR (dB), mean over the hosts [95% interval over hosts]:"
     fills = sorted({f"{cell['fills']['interpolation']:.2f}" for cell in study.cells.values() if cell.get("fills")})
     if fills:
         lines.append(f"- for scale: interpolation of the holes, without a network, has {' or '.join(fills)} dB")
