@@ -172,7 +172,7 @@ def headline(study: Study) -> str:
         regime: ", ".join(host for host in study.hosts if (host, regime) not in study.cells) for regime in study.regimes
     }
     absent = "; ".join(f"{regime}: {hosts}" for regime, hosts in missing.items() if hosts)
-    return f"{text}\n\nN{NOT_RUN[1:]}: {absent}." if absent else text
+    return f"{text}\n\n{NOT_RUN.capitalize()}: {absent}." if absent else text
 
 
 def bins(study: Study) -> str:
@@ -211,7 +211,7 @@ def training(study: Study, results: Path) -> str:
             f"{cell['lr']:g} of {tried}",
         )
         changes = [NOT_MEASURED if each is None else f"{each:+.2f}" for each in flat]
-        rows.append((host, regime, *facts, *changes, given_back(results / folder_of(host, regime), BARE), stuck))
+        rows.append((host, regime, *facts, *changes, given_back(results / folder_of(host, regime)), stuck))
         departs = [f"{key} is {found}, not {asked}" for key, (asked, found) in cell["departures"].items()]
         others = [text for text in cell["warnings"] if not text.endswith("(stuck)")]  # those have their column
         for text in (*departs, *others):
@@ -238,13 +238,13 @@ def folder_of(host: str, regime: str) -> str:
     return f"boost-study/{host}-{regime}"
 
 
-def given_back(folder: Path, network: str) -> str:
-    """Write the shares of the known pixels' luma and chroma that a host gives back, from what ``inspect`` wrote."""
+def given_back(folder: Path) -> str:
+    """Write the shares of the known pixels' luma and chroma that the host alone gives back, as ``inspect`` found."""
     file = folder / "inspect" / "inspect.json"
     found = json.loads(file.read_text(encoding="utf-8")).get("explained") if file.exists() else None
     if found is None:
         return NOT_MEASURED
-    shares = (found["known"][part]["mean"][network] for part in PARTS)
+    shares = (found["known"][part]["mean"][BARE] for part in PARTS)
     return ", ".join(NOT_MEASURED if share is None else f"{share:.2f}" for share in shares)
 
 
@@ -279,15 +279,15 @@ def alone(study: Study) -> str:
     return table(("host", "regime", *compared.values(), "pairs", "step, block alone", "step"), rows, 2)
 
 
-def filled(study: Study, emptied: str = "small", interpolated: str = "interpolated") -> str:
+def filled(study: Study) -> str:
     """Write the hole PSNR of the hosts that were trained in both ways, with holes emptied and interpolated."""
     rows = []
     for host in study.hosts:
-        found = [study.row(host, regime, "steps") for regime in (emptied, interpolated)]
+        found = [study.row(host, regime, "steps") for regime in ("small", "interpolated")]
         if None not in found:
             rows.append((host, *(value(row, key) for row in found for key in ("baseline_mean", "arm_mean"))))
     heads = [f"{hole}, {arm}" for hole in ("emptied", "interpolated") for arm in ("host alone", "with distillation")]
-    return table(("host", *heads), rows, 1) if rows else f"N{NOT_RUN[1:]}."
+    return table(("host", *heads), rows, 1) if rows else f"{NOT_RUN.capitalize()}."
 
 
 def repeat(study: Study, results: Path) -> str:
