@@ -77,11 +77,12 @@ class GradientNormBalancer:
 
     def measured(self, name: str, host: Tensor, own: Tensor) -> None:
         """Take squared gradient norms, (levels,), of the host's loss and of a term."""
-        self._measured.append((name, torch.stack([host, own])))
-        self._measurements += 1
         self._reached = host.any() if self._reached is None else self._reached | host.any()
-        if not self.waits:
-            self.settle()
+        self._measurements += 1
+        if self.waits:
+            self._measured.append((name, torch.stack([host, own])))
+        else:  # at once: what waits here when Ctrl-C comes would go into the factors of a later step
+            self._take(name, host, own)
 
     def check(self) -> None:
         """Refuse to go on where every term counts 0 because there is nothing to balance it against.
@@ -102,8 +103,7 @@ class GradientNormBalancer:
         """Take what has been measured into the factors, as the mean over all processes."""
         kept, self._measured = self._measured, []
         for (name, _), (host, own) in zip(kept, mean([both for _, both in kept]), strict=True):
-            # A level without a gradient, such as one left out for NaN, has no ratio.
-            self.update(name, (host / own.clamp_min(_TINY) * (own > 0)).sqrt())
+            self._take(name, host, own)
 
     def update(self, name: str, ratio: Tensor) -> None:
         """Take measured ratios of gradient norms, (levels,), into the running factors; those not finite are dropped."""
@@ -116,6 +116,10 @@ class GradientNormBalancer:
         # Geometric mean: the ratio spans decades in the first steps.
         smoothed = (_SMOOTHING * old.log() + (1 - _SMOOTHING) * ratio.log()).exp()
         self.factors[name] = torch.where(measured, torch.where(old > 0, smoothed, ratio), old)
+
+    def _take(self, name: str, host: Tensor, own: Tensor) -> None:
+        # A level without a gradient, such as one left out for NaN, has no ratio.
+        self.update(name, (host / own.clamp_min(_TINY) * (own > 0)).sqrt())
 
 
 class Observation:

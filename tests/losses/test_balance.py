@@ -186,6 +186,19 @@ def test_the_factor_moves_geometrically_and_converges():
     assert float(balancer.factors["cross"]) == pytest.approx(100, rel=1e-3)
 
 
+def test_ctrl_c_in_the_midst_of_a_measurement_leaves_nothing_for_a_later_step():
+    class Struck(torch.Tensor):
+        def any(self):
+            raise KeyboardInterrupt
+
+    balancer = GradientNormBalancer(["cross"], 16)
+    balancer.measured("cross", torch.tensor([4.0]), torch.tensor([1.0]))
+    with pytest.raises(KeyboardInterrupt):
+        balancer.measured("cross", torch.tensor([9.0]).as_subclass(Struck), torch.tensor([1.0]))
+    balancer.settle()
+    assert balancer.factor("cross") == 2
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0])
 def test_a_measurement_without_meaning_does_not_move_the_factor_far(bad):
     balancer = GradientNormBalancer(["cross"], every=1)
