@@ -17,11 +17,12 @@ from inpaint_distill.training.cost import step_cost
 from inpaint_distill.training.data import load_data
 from inpaint_distill.training.figures import curves, differences, forest, panels
 from inpaint_distill.training.inspect import inspect_study
-from inpaint_distill.training.loop import Trainer, interpolated, mean_fill, scored
+from inpaint_distill.training.loop import Trainer
 from inpaint_distill.training.metrics import composite
 from inpaint_distill.training.pool import PANELS, Pool
 from inpaint_distill.training.report import write_report
 from inpaint_distill.training.result import assemble
+from inpaint_distill.training.scoring import interpolated, mean_fill, scored
 from inpaint_distill.training.settings import BoostSettings, Run
 from inpaint_distill.training.tables import METRIC_FORMATS, markdown_overview, markdown_table
 

@@ -19,7 +19,6 @@ from inpaint_distill import __version__
 from inpaint_distill.config import to_dict
 from inpaint_distill.errors import ConfigError
 from inpaint_distill.files import read_json, write_json, write_text
-from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.training.ablation import BARE, WHOLE
 from inpaint_distill.training.attention_view import attention_sites, pixel_attention, watch_attention
 from inpaint_distill.training.data import EvalSet, load_data
@@ -32,8 +31,8 @@ from inpaint_distill.training.explained import (
     summarise_explained,
 )
 from inpaint_distill.training.feature_figures import channel_weights, network_maps
-from inpaint_distill.training.loop import restore
-from inpaint_distill.training.trained import TEACHER, features, load_trained, open_study, run_network
+from inpaint_distill.training.scoring import restore
+from inpaint_distill.training.trained import TEACHER, features, load_trained, open_study, run_network, same_draws
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -178,8 +177,7 @@ def _explain(trained: Trained, arm: str, adapter: Adapter, data: EvalSet) -> dic
     """Return what host alone and arm give back of the images."""
     found = {}
     for name in (BARE, arm):
-        with forked_rng():  # as in :func:`run_network`
-            torch.default_generator.manual_seed(0)
+        with same_draws():
             restored = restore(trained.networks[name], adapter, data)
         found[name] = explained(restored, data.images, data.holes)
     return found

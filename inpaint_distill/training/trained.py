@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,14 @@ from inpaint_distill.training.kept import DISTILLER, HOST, kept_file, read_kept
 from inpaint_distill.training.settings import BoostSettings, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from inpaint_distill.host.adapter import Adapter
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.training.data import EvalSet
 
-__all__ = ["TEACHER", "FinishedStudy", "Trained", "features", "load_trained", "open_study", "run_network"]
+__all__ = ["TEACHER", "FinishedStudy", "Trained", "features", "load_trained", "open_study", "run_network", "same_draws"]
 
 TEACHER = "teacher"
 
@@ -195,9 +196,16 @@ def features(
 
 def run_network(module: nn.Module, adapter: Adapter, images: Tensor, holes: Tensor) -> Any:
     """Run a network with the same random numbers each time: some hosts draw noise in eval mode too."""
+    with same_draws():
+        return adapter.outputs(module, images, holes)
+
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """Draw the same random numbers each time; those of the caller go on afterwards as if none had been drawn."""
     with forked_rng():
         torch.default_generator.manual_seed(0)
-        return adapter.outputs(module, images, holes)
+        yield
 
 
 def _build(adapter: Adapter, settings: BoostSettings) -> nn.Module:

@@ -22,8 +22,9 @@ from inpaint_distill.training.evidence_table import LevelValues, sentences, summ
 from inpaint_distill.training.explained import explained
 from inpaint_distill.training.feature_figures import channel_weights
 from inpaint_distill.training.inspect import inspect_study
-from inpaint_distill.training.loop import Trainer, restore
+from inpaint_distill.training.loop import Trainer
 from inpaint_distill.training.masks import free_form
+from inpaint_distill.training.scoring import restore
 from inpaint_distill.training.settings import BoostSettings, Run
 from inpaint_distill.training.trained import features, load_trained, open_study
 

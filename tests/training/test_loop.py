@@ -10,7 +10,8 @@ from inpaint_distill.config import AttentionConfig, Config, LookaheadConfig, Ter
 from inpaint_distill.networks.fill import pull_push
 from inpaint_distill.training.cost import step_cost
 from inpaint_distill.training.data import Batches, EvalSet, load_data
-from inpaint_distill.training.loop import Trainer, evaluate, interpolated, mean_fill, reconstruction_loss, restore
+from inpaint_distill.training.loop import Trainer, reconstruction_loss
+from inpaint_distill.training.scoring import evaluate, interpolated, mean_fill, restore
 from inpaint_distill.training.settings import BoostSettings, Run
 
 SETTINGS = BoostSettings(

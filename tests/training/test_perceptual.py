@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from inpaint_distill.training import perceptual
 from inpaint_distill.training.ablation import Contrast
 from inpaint_distill.training.data import load_data
-from inpaint_distill.training.loop import Trainer, evaluate, restore
+from inpaint_distill.training.loop import Trainer
 from inpaint_distill.training.masks import free_form
 from inpaint_distill.training.metrics import composite
 from inpaint_distill.training.perceptual import fid, lpips, not_measured
 from inpaint_distill.training.result import compare
+from inpaint_distill.training.scoring import evaluate, restore
 from inpaint_distill.training.settings import BoostSettings, Run
 from inpaint_distill.training.tables import markdown_overview, measured, overview
 
@@ -137,8 +138,8 @@ def test_networks_score_only_what_a_study_ends_with(alexnet, score_test, tmp_pat
 
 def test_set_distances_are_in_the_scores_where_their_network_is_there(monkeypatch):
     data = load_data(STUDY)
-    monkeypatch.setattr("inpaint_distill.training.loop.not_measured", lambda images: {"lpips": "no weights"})
-    monkeypatch.setattr("inpaint_distill.training.loop.fid", lambda *given: fid(*given, feature=Pooled()))
+    monkeypatch.setattr("inpaint_distill.training.scoring.not_measured", lambda images: {"lpips": "no weights"})
+    monkeypatch.setattr("inpaint_distill.training.scoring.fid", lambda *given: fid(*given, feature=Pooled()))
     scores = evaluate(data.val.images * 0.5, data.val, torch.device("cpu"))
     expected = fid(data.val.images * 0.5, data.val.images, data.val.holes, feature=Pooled())
     assert scores["fid"] == {"all": expected}
