@@ -39,7 +39,8 @@ def step_cost(settings: BoostSettings, data: StudyData, lr: float, rounds: int |
     Returns:
         By arm ``step_seconds`` (median, while distillation counts), ``ratio`` to the bare host's step over the whole
         training, ``ratio_active`` while distillation counts and ``ratio_faded`` once it has faded to zero (of the
-        totals, so that the dearer steps count), and ``rounds``.
+        totals, so that the dearer steps count), and ``rounds``. A frozen teacher is trained within a first step: the
+        ``seconds_beforehand`` of such an arm are shared out over the training's steps and part of its ``ratio``.
     """
     configs = [settings.distillation_for(arm, settings.steps) for arm in settings.variants]
     distilled = [config for config in configs if config is not None]
@@ -62,14 +63,18 @@ def step_cost(settings: BoostSettings, data: StudyData, lr: float, rounds: int |
                 own = replace(settings, distillation=replace(config, decay=decay), fade=None, variants=(WHOLE,))
                 trainers[arm, phase] = Trainer(replace(run, arm=WHOLE), own, data)
         times: dict[tuple[str, str], list[float]] = {key: [] for key in trainers}
+        longest = dict.fromkeys(trainers, 0.0)  # of the first steps: the one in which a teacher is trained
         for index in range(warm + rounds):
             for key in list(trainers) if index % 2 else reversed(trainers):
                 began = time.perf_counter()
                 trainers[key].train_step()
                 if settings.device == "cuda":
                     torch.cuda.synchronize()
-                if index >= warm:
-                    times[key].append(time.perf_counter() - began)
+                seconds = time.perf_counter() - began
+                if index < warm:
+                    longest[key] = max(longest[key], seconds)
+                else:
+                    times[key].append(seconds)
     finally:
         torch.set_num_threads(threads)
     active, faded = (
@@ -80,10 +85,16 @@ def step_cost(settings: BoostSettings, data: StudyData, lr: float, rounds: int |
     for arm, after in faded.items():
         until = (settings.fade_for(arm) or (0.0, 1.0))[1]
         ratio[arm] = active[arm] * until + after * (1 - until)
+    typical = {arm: statistics.median(times[arm, "active"]) for arm in active}
+    frozen = [arm for arm, each in zip(settings.variants, configs, strict=True) if each and each.teacher == "frozen"]
+    beforehand = {arm: max(0.0, longest[arm, "active"] - typical[arm]) for arm in frozen}
+    for arm, seconds in beforehand.items():
+        ratio[arm] += seconds / (statistics.fmean(times[BARE, "active"]) * settings.steps)
     return {
-        "step_seconds": {arm: statistics.median(times[arm, "active"]) for arm in active},
+        "step_seconds": typical,
         "ratio": ratio,
         "ratio_active": active,
         "ratio_faded": faded,
+        "seconds_beforehand": beforehand,
         "rounds": rounds,
     }

@@ -222,6 +222,19 @@ def test_what_never_fades_a_wider_host_and_one_alone_are_timed_once(data):
     assert set(cost["ratio_faded"]) == {"cross"}
 
 
+@pytest.mark.filterwarnings("ignore::inpaint_distill.errors.TeacherWarning")  # its few steps teach it little
+def test_the_training_of_a_frozen_teacher_is_part_of_what_its_arm_costs(data):
+    costs = []
+    for steps in (20, 200):
+        distillation = replace(SETTINGS.distillation, teacher="frozen", teacher_steps=steps)
+        costs.append(step_cost(replace(SETTINGS, distillation=distillation, fade=None), data, 1e-3, rounds=3))
+    few, many = (cost["seconds_beforehand"]["distilled"] for cost in costs)
+    assert many > 3 * few > 0
+    bare = costs[1]["step_seconds"]["bare"]
+    assert costs[1]["ratio"]["distilled"] > costs[1]["ratio_active"]["distilled"] + many / (bare * SETTINGS.steps) / 3
+    assert step_cost(SETTINGS, data, 1e-3, rounds=1)["seconds_beforehand"] == {}
+
+
 def test_what_fades_in_half_the_time_costs_most_for_half_as_long(data):
     cost = step_cost(replace(SETTINGS, variants=("early_fade",), fade=(0.25, 0.5)), data, 1e-3, rounds=3)
     active, faded = (cost[key]["early_fade"] for key in ("ratio_active", "ratio_faded"))
