@@ -9,6 +9,7 @@ picture, ``docs/results/boost_study.png``, is drawn here.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import statistics
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from inpaint_distill.training.ablation import BARE, BLOCK, WHOLE
+from inpaint_distill.training.ablation import BARE, BLOCK, CHANGES, WHOLE
 from inpaint_distill.training.explained import PARTS
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.result import interval_of
@@ -279,6 +280,24 @@ def alone(study: Study) -> str:
     return table(("host", "regime", *compared.values(), "pairs", "step, block alone", "step"), rows, 2)
 
 
+def teachers(study: Study) -> str:
+    """Write what other teachers than the study's own do, with the same block, and what their steps cost."""
+    compared = {"steps": "minus host alone", "block": "minus block alone", "own": "minus the moving average's"}
+    others = [name for name in CHANGES if name.startswith("teacher_")]
+    rows: list[Sequence[str]] = []
+    for regime, arm, host in itertools.product(study.regimes, others, (*study.hosts, None)):
+        found = [study.row(host, regime, comparison, arm=arm) for comparison in compared]
+        if None in found:
+            continue
+        facts = (host or f"mean of {found[0]['pairs']} hosts", regime, arm.removeprefix("teacher_"))
+        rows.append((*facts, *map(difference, found)))
+        if host:
+            ratio = study.cells[host, regime]["cost_ratio"]
+            rows[-1] = (*rows[-1], str(found[0]["pairs"]), *(f"{ratio[each]:.2f}x" for each in (arm, WHOLE)))
+    heads = ("host", "regime", "teacher", *compared.values(), "pairs", "step", "step, moving average")
+    return table(heads, rows, 3) if rows else f"{NOT_RUN.capitalize()}."
+
+
 def filled(study: Study) -> str:
     """Write the hole PSNR of the hosts that were trained in both ways, with holes emptied and interpolated."""
     rows = []
@@ -405,7 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = root / "docs" / "results"
     study = Study(json.loads((results / "boost_study.json").read_text(encoding="utf-8")))
     forest(study, results / "boost_study.png")
-    made = {write.__name__: write(study) for write in (headline, bins, metrics, speed, alone, filled)}
+    made = {write.__name__: write(study) for write in (headline, bins, metrics, speed, alone, teachers, filled)}
     made |= {write.__name__: write(study, results) for write in (training, repeat)}
     insert(root / "docs" / "boost.md", made)
     insert(root / "README.md", {"results": short(study)})

@@ -28,7 +28,10 @@ PROTOCOL = {
         "variants": ["completion", "distilled"],
         "distillation": {"completion": True},
     },
-    "regimes": {"small": {"train_images": 8}, "full": {"train_images": None}},
+    "regimes": {
+        "small": {"train_images": 8, "variants": ["completion", "teacher_online", "distilled"]},
+        "full": {"train_images": None},
+    },
     "hosts": [
         {"name": "narrow", "host": "partial-conv", "host_options": {"width": 4, "levels": 2}},
         {
@@ -121,7 +124,7 @@ def test_the_hosts_are_run_in_the_order_of_the_arguments(study):
 
 
 def test_every_run_has_its_line_and_trials_are_marked(runs):
-    arms = ["bare", "bare_equal_time", "completion", "distilled"]
+    arms = ["bare", "bare_equal_time", "completion", "distilled", "teacher_online"]
     for host in ("narrow", "wide"):
         own = [run for run in runs if run["host"] == host]
         assert sorted((run["arm"], run["seed"]) for run in own if not run["trial"]) == [
@@ -138,6 +141,9 @@ def test_every_run_has_its_line_and_trials_are_marked(runs):
         ("time", "bare_equal_time", "distilled"),
         ("steps", "bare", "completion"),
         ("block", "completion", "distilled"),
+        ("steps", "bare", "teacher_online"),
+        ("block", "completion", "teacher_online"),
+        ("own", "distilled", "teacher_online"),
     ],
 )
 def test_rows_and_means_are_those_computed_from_the_runs(study, runs, comparison, baseline, arm):
@@ -281,6 +287,25 @@ def test_the_block_alone_is_set_against_the_distilled_one_host_by_host(study, tm
     found = ["**+0.30 [+0.10, +0.50]**", "**+0.40 [+0.20, +0.60]**", "+0.10 [-0.10, +0.30]"]
     assert cells_of(page, "alone", "narrow", "small")[2:] == [*found, "2", "1.25x", "1.50x"]
     assert cells_of(page, "alone", "mean of 2 hosts", "small")[2:5] == found
+
+
+def test_another_teacher_is_set_against_host_block_and_moving_average(study, tmp_path):
+    own = [row for row in study["rows"] if row["arm"] != "teacher_online"]
+    means = [row for row in study["overall"] if row["arm"] != "teacher_online"]
+    page, _ = make_page({**study, "rows": own, "overall": means}, tmp_path)
+    assert "Not yet run." in block(page, "teachers")
+    row = find(study["rows"], host="wide", arm="distilled", comparison="steps", metric="hole_psnr", bin="all")
+    gains = {"steps": 0.5, "block": 0.2, "own": 0.1}
+    rows = [
+        {**row, "arm": "teacher_frozen", "comparison": name, "mean": mean, "low": mean - 0.15, "high": mean + 0.15}
+        for name, mean in gains.items()
+    ]
+    ratio = {"cost_ratio": {"completion": 1.25, "distilled": 1.5, "teacher_frozen": 2.0}}
+    cells = [{**cell, **ratio} for cell in study["cells"]]
+    page, _ = make_page({**study, "rows": [*own, *rows], "overall": means, "cells": cells}, tmp_path)
+    found = ["**+0.50 [+0.35, +0.65]**", "**+0.20 [+0.05, +0.35]**", "+0.10 [-0.05, +0.25]"]
+    assert cells_of(page, "teachers", "wide", "small", "frozen")[3:] == [*found, "2", "2.00x", "1.50x"]
+    assert "narrow" not in block(page, "teachers")
 
 
 def test_what_a_host_gives_back_is_taken_from_its_inspection(study, tmp_path):

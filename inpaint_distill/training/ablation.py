@@ -138,7 +138,7 @@ def contrasts(variants: Sequence[str], *, equal_time: bool) -> list[Contrast]:
     """Return what is compared: each arm with the host, and some with each other; the last also at equal wall-clock.
 
     Where both are there, each look-ahead is compared with none, each changed distillation with the study's own, what
-    has completion blocks with the host that has their parameters as width, and distilled blocks with blocks alone.
+    has completion blocks with the host that has their parameters as width, and distilled blocks with the same alone.
 
     >>> [f"{c.arm} - {c.baseline}" for c in contrasts(["uniform", "unroll"], equal_time=True)]
     ['uniform - bare', 'unroll - bare', 'unroll - uniform', 'unroll - bare_equal_time']
@@ -148,7 +148,9 @@ def contrasts(variants: Sequence[str], *, equal_time: bool) -> list[Contrast]:
         found += [Contrast("steps", "uniform", name) for name in ("finite_difference", "unroll") if name in variants]
     if WHOLE in variants:
         found += [Contrast("steps", WHOLE, name) for name in variants if name in CHANGES]
-    for baseline, arms in ((WIDENED, (BLOCK, "all", WHOLE)), (BLOCK, ("all", WHOLE))):
+    blocks = [name for name, change in CHANGES.items() if "completion" in change.settings]
+    same = [name for name in CHANGES if name not in blocks]
+    for baseline, arms in ((WIDENED, (BLOCK, "all", WHOLE)), (BLOCK, ("all", WHOLE, *same))):
         if baseline in variants:
             found += [Contrast("steps", baseline, name) for name in arms if name in variants]
     if equal_time:

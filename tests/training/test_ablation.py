@@ -209,15 +209,17 @@ def test_a_widened_host_wants_its_options_and_has_no_distillation():
     assert [settings.options_for(arm)["width"] for arm in ("bare", "all", "bare_equal_time", "widened")] == [4, 4, 4, 7]
 
 
-def test_changes_are_compared_with_the_studys_own_and_completion_with_width():
-    names = ("distilled", "no_fade", "completion", "all", "widened", "self")
+def test_changes_are_compared_with_the_studys_own_and_with_their_blocks_and_completion_with_width():
+    names = ("distilled", "no_fade", "deep_blocks", "completion", "all", "widened", "self")
     assert contrasts(names, equal_time=True)[len(names) :] == [
         Contrast("steps", "distilled", "no_fade"),
+        Contrast("steps", "distilled", "deep_blocks"),
         Contrast("steps", "widened", "completion"),
         Contrast("steps", "widened", "all"),
         Contrast("steps", "widened", "distilled"),
         Contrast("steps", "completion", "all"),
         Contrast("steps", "completion", "distilled"),
+        Contrast("steps", "completion", "no_fade"),
         Contrast("time", "bare_equal_time", "self"),
     ]
     assert contrasts(("no_fade", "widened"), equal_time=False) == [
