@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import re
 import statistics
 from pathlib import Path
@@ -22,7 +23,7 @@ from inpaint_distill.training.ablation import BARE, BLOCK, CHANGES, WHOLE
 from inpaint_distill.training.explained import PARTS
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.result import interval_of
-from inpaint_distill.training.statistics import verdict
+from inpaint_distill.training.statistics import paired_interval, verdict
 from inpaint_distill.training.tables import COMPARISON_LABELS, METRIC_FORMATS
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Study:
         protocol = content["protocol"]
         self.hosts = [each["name"] for each in protocol["hosts"]]
         self.regimes = list(protocol["regimes"])
+        self.pairs = len(protocol["settings"]["seeds"])
         self.cells = {(each["host"], each["regime"]): each for each in content["cells"]}
         names = ("regime", "arm", "comparison", "metric", "bin")
         self.rows = {(row["host"], *(row[name] for name in names)): row for row in content["rows"]}
@@ -280,6 +282,32 @@ def alone(study: Study) -> str:
     return table(("host", "regime", *compared.values(), "pairs", "step, block alone", "step"), rows, 2)
 
 
+def repeated(study: Study) -> str:
+    """Write what the pairs that some cells have beyond the protocol's own show by themselves."""
+    compared = {
+        "block alone": ("steps", BLOCK),
+        "with distillation": ("steps", WHOLE),
+        "the latter minus it": ("block", WHOLE),
+        "with distillation, equal wall-clock": ("time", WHOLE),
+    }
+    rows = []
+    for host, regime in study.run():
+        found = [study.row(host, regime, comparison, arm=arm) for comparison, arm in compared.values()]
+        if None in found or found[0]["pairs"] <= study.pairs:
+            continue
+        for name, part in (("first", slice(study.pairs)), ("further", slice(study.pairs, None))):
+            own = [{**row, **interval_over(row["differences"][part])} for row in found]
+            rows.append((host, regime, f"{name} {own[0]['pairs']} pairs", *map(difference, own)))
+    return table(("host", "regime", "pairs", *compared), rows, 3) if rows else f"{NOT_RUN.capitalize()}."
+
+
+def interval_over(differences: Sequence[float]) -> dict[str, Any]:
+    """Return mean and interval of some pairs, as in a row."""
+    interval = paired_interval([0.0] * len(differences), differences)
+    low, high = (bound if math.isfinite(bound) else None for bound in (interval.low, interval.high))
+    return {"mean": interval.mean, "low": low, "high": high, "pairs": interval.pairs}
+
+
 def teachers(study: Study) -> str:
     """Write what other teachers than the study's own do, with the same block, and what their steps cost."""
     compared = {"steps": "minus host alone", "block": "minus block alone", "own": "minus the moving average's"}
@@ -424,7 +452,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = root / "docs" / "results"
     study = Study(json.loads((results / "boost_study.json").read_text(encoding="utf-8")))
     forest(study, results / "boost_study.png")
-    made = {write.__name__: write(study) for write in (headline, bins, metrics, speed, alone, teachers, filled)}
+    made = {
+        write.__name__: write(study) for write in (headline, bins, metrics, speed, alone, repeated, teachers, filled)
+    }
     made |= {write.__name__: write(study, results) for write in (training, repeat)}
     insert(root / "docs" / "boost.md", made)
     insert(root / "README.md", {"results": short(study)})

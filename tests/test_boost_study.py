@@ -289,6 +289,23 @@ def test_the_block_alone_is_set_against_the_distilled_one_host_by_host(study, tm
     assert cells_of(page, "alone", "mean of 2 hosts", "small")[2:5] == found
 
 
+def test_pairs_beyond_the_protocols_stand_by_themselves(study, tmp_path):
+    page, _ = make_page(study, tmp_path)
+    assert "Not yet run." in block(page, "repeated")
+    more = [0.1, 0.3, 0.5, 0.7, 0.9]  # the protocol has two seeds
+    rows = [
+        {**row, "differences": more, "pairs": 5} if row["host"] == "wide" and row["arm"] != "teacher_online" else row
+        for row in study["rows"]
+    ]
+    page, _ = make_page({**study, "rows": rows}, tmp_path)
+    for name, own in (("first 2 pairs", more[:2]), ("further 3 pairs", more[2:])):
+        mean, reach = math.fsum(own) / len(own), scipy.stats.sem(own) * scipy.stats.t.ppf(0.975, len(own) - 1)
+        text = f"{mean:+.2f} [{mean - reach:+.2f}, {mean + reach:+.2f}]"
+        found = [cell.strip("*") for cell in cells_of(page, "repeated", "wide", "small", name)[3:]]
+        assert found == [text] * 4
+    assert "narrow" not in block(page, "repeated")
+
+
 def test_another_teacher_is_set_against_host_block_and_moving_average(study, tmp_path):
     own = [row for row in study["rows"] if row["arm"] != "teacher_online"]
     means = [row for row in study["overall"] if row["arm"] != "teacher_online"]
