@@ -93,6 +93,10 @@ _FIXED = {"cross": {"weight": 0.005}, "self": {"weight": 0.0006}, "attention": {
 
 CHANGES = {
     "teacher_frozen": Change(label="host + distillation, frozen teacher", settings={"teacher": "frozen"}),
+    # The control of what a frozen teacher has learned: a copy of the host as it was initialised, but for one step.
+    "teacher_untrained": Change(
+        label="host + distillation, untrained teacher", settings={"teacher": "frozen", "teacher_steps": 1}
+    ),
     "teacher_online": Change(label="host + distillation, online teacher", settings={"teacher": "online"}),
     "teacher_ema": Change(label="host + distillation, moving-average teacher", settings={"teacher": "ema"}),
     "channel_norm": Change(label="host + distillation, normalized by channel", settings=_normalized("channel")),

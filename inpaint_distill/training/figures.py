@@ -41,6 +41,7 @@ _ARM_STYLES = {
     "unroll": ("#009E73", "--"),
     "all": ("#0072B2", "-"),
     "teacher_frozen": ("#56B4E9", ":"),
+    "teacher_untrained": ("#222222", "-."),
     "teacher_online": ("#009E73", ":"),
     "teacher_ema": ("#CC79A7", ":"),
     "channel_norm": ("#CC79A7", "--"),

@@ -139,6 +139,7 @@ STUDY = Config(teacher_steps=2, warmup=0, balance_every=1, cross=TermConfig(norm
 NORMALIZE = {"channel_norm": "channel", "layer_norm": "layer", "no_norm": "none"}
 EXPECTED = {
     "teacher_frozen": dataclasses.replace(STUDY, teacher="frozen"),
+    "teacher_untrained": dataclasses.replace(STUDY, teacher="frozen", teacher_steps=1),
     "teacher_online": dataclasses.replace(STUDY, teacher="online"),
     "teacher_ema": STUDY,
     **{
