@@ -82,9 +82,9 @@ class Study:
         key = (regime, arm, comparison, metric, name)
         return self.means.get(key) if host is None else self.rows.get((host, *key))
 
-    def averaged(self, regime: str) -> bool:
+    def averaged(self, regime: str, *, arm: str = WHOLE) -> bool:
         """Tell whether there is a mean over more than half of the hosts: one over few says nothing of the others."""
-        row = self.row(None, regime, "steps")
+        row = self.row(None, regime, "steps", arm=arm)
         return row is not None and row["pairs"] > len(self.hosts) / 2
 
 
@@ -315,13 +315,12 @@ def teachers(study: Study) -> str:
     rows: list[Sequence[str]] = []
     for regime, arm, host in itertools.product(study.regimes, others, (*study.hosts, None)):
         found = [study.row(host, regime, comparison, arm=arm) for comparison in compared]
-        if None in found:
+        if None in found or (host is None and not study.averaged(regime, arm=arm)):
             continue
-        facts = (host or f"mean of {found[0]['pairs']} hosts", regime, arm.removeprefix("teacher_"))
-        rows.append((*facts, *map(difference, found)))
-        if host:
-            ratio = study.cells[host, regime]["cost_ratio"]
-            rows[-1] = (*rows[-1], str(found[0]["pairs"]), *(f"{ratio[each]:.2f}x" for each in (arm, WHOLE)))
+        pairs = found[0]["pairs"]
+        facts = (host or f"mean of {pairs} hosts", regime, arm.removeprefix("teacher_"))
+        costs = [f"{study.cells[host, regime]['cost_ratio'][each]:.2f}x" for each in (arm, WHOLE)] if host else []
+        rows.append((*facts, *map(difference, found), str(pairs) if host else "", *costs))
     heads = ("host", "regime", "teacher", *compared.values(), "pairs", "step", "step, moving average")
     return table(heads, rows, 3) if rows else f"{NOT_RUN.capitalize()}."
 

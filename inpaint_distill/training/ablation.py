@@ -152,8 +152,7 @@ def contrasts(variants: Sequence[str], *, equal_time: bool) -> list[Contrast]:
         found += [Contrast("steps", "uniform", name) for name in ("finite_difference", "unroll") if name in variants]
     if WHOLE in variants:
         found += [Contrast("steps", WHOLE, name) for name in variants if name in CHANGES]
-    blocks = [name for name, change in CHANGES.items() if "completion" in change.settings]
-    same = [name for name in CHANGES if name not in blocks]
+    same = [name for name, change in CHANGES.items() if "completion" not in change.settings]
     for baseline, arms in ((WIDENED, (BLOCK, "all", WHOLE)), (BLOCK, ("all", WHOLE, *same))):
         if baseline in variants:
             found += [Contrast("steps", baseline, name) for name in arms if name in variants]

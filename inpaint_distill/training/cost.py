@@ -23,7 +23,10 @@ __all__ = ["step_cost"]
 
 _WARM = EAGER_STEPS  # distilled steps that cost more than later ones
 _ROUNDS = 32
-_DECAYS = {"active": None, "faded": (0, 1)}
+_PHASES: dict[str, dict[str, Any]] = {  # of a training: what its distillation is set to
+    "active": {"decay": None},
+    "faded": {"decay": (0, 1), "teacher_steps": 1},  # nothing looks at the teacher
+}
 
 
 def step_cost(settings: BoostSettings, data: StudyData, lr: float, rounds: int | None = None) -> dict[str, Any]:
@@ -59,8 +62,8 @@ def step_cost(settings: BoostSettings, data: StudyData, lr: float, rounds: int |
             if config is None or settings.fade_for(arm) is None:
                 trainers[arm, "active"] = Trainer(replace(run, arm=arm), settings, data)
                 continue
-            for phase, decay in _DECAYS.items():  # of a study that has this arm's distillation
-                own = replace(settings, distillation=replace(config, decay=decay), fade=None, variants=(WHOLE,))
+            for phase, changed in _PHASES.items():  # of a study that has this arm's distillation
+                own = replace(settings, distillation=replace(config, **changed), fade=None, variants=(WHOLE,))
                 trainers[arm, phase] = Trainer(replace(run, arm=WHOLE), own, data)
         times: dict[tuple[str, str], list[float]] = {key: [] for key in trainers}
         longest = dict.fromkeys(trainers, 0.0)  # of the first steps: the one in which a teacher is trained
@@ -79,7 +82,7 @@ def step_cost(settings: BoostSettings, data: StudyData, lr: float, rounds: int |
         torch.set_num_threads(threads)
     active, faded = (
         {arm: sum(each) / sum(times[BARE, "active"]) for (arm, phase), each in times.items() if phase == name}
-        for name in _DECAYS
+        for name in _PHASES
     )
     ratio = dict(active)
     for arm, after in faded.items():
