@@ -114,7 +114,7 @@ def attach(
         check_optimizer(host, optimizer),
         config,
         make_teacher(None if isinstance(teacher, str) else teacher, config),
-        Wanted.of(host, choose_adapter(host, adapter), stages, attention),
+        Wanted.of(host, choose_adapter(host, adapter), stages, attention, image=config.completion_input),
         inpainting_loss,
     )
     try:

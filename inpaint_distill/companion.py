@@ -147,11 +147,12 @@ def check_optimizer(host: nn.Module, optimizer: torch.optim.Optimizer | None) ->
 def adopt(optimizer: torch.optim.Optimizer, host: nn.Module, own: Injected) -> None:
     """Let the user's optimizer train what was injected, in the group that trains the stage it follows.
 
-    No group is added: schedulers count them.
+    A block at the host's input is trained in the first group. No group is added: schedulers count them.
     """
     groups = optimizer.param_groups
-    for block, stage in zip(own.blocks, own.stages, strict=True):
-        beside = {id(parameter) for parameter in host.get_submodule(stage.name).parameters()}
+    at_input = [] if own.image_block is None else [(own.image_block, None)]
+    for block, stage in [*at_input, *zip(own.blocks, own.stages, strict=True)]:
+        beside = {id(p) for p in host.get_submodule(stage.name).parameters()} if stage else set()
         chosen = next((g for g in groups if any(id(p) in beside for p in g["params"])), groups[0])
         present = {id(parameter) for group in groups for parameter in group["params"]}
         wanted = {id(parameter) for parameter in block.parameters()} - present

@@ -113,6 +113,9 @@ class Config:
         completion: Inject completion blocks, which stay in the host.
         completion_levels: After which stages, counted from 0; ``None`` for those below image resolution and above a
             single pixel. One after the first stage did as much as one after each (docs/boost.md).
+        completion_input: Inject one block instead that rewrites the hole of the host's own input, where the host is
+            given an emptied image and reads what stands in its holes; any other host gets its blocks after
+            ``completion_levels`` (ours).
         completion_adaptive: Give the blocks a kernel and offsets per pixel (DGI) instead of two convolutions that see
             the hole interpolated, which cost less; which gain more depends on the host (docs/boost.md).
         fusion: Inject an attention module with global-local fusion after the deepest stage; it stays in the host.
@@ -139,6 +142,7 @@ class Config:
     lookahead: LookaheadConfig = field(default_factory=LookaheadConfig)
     completion: bool = False
     completion_levels: tuple[int, ...] | None = (0,)
+    completion_input: bool = False
     completion_adaptive: bool = False
     fusion: bool = False
     balance: Literal["gradient_norm", "none"] = "gradient_norm"
@@ -168,8 +172,9 @@ class Config:
             )
         if self.completion_levels not in (None, (0,)) and not self.completion:
             raise ConfigError("completion_levels", "completion is off", "set completion=True")
-        if self.completion_adaptive and not self.completion:
-            raise ConfigError("completion_adaptive", "completion is off", "set completion=True")
+        for name in ("completion_input", "completion_adaptive"):
+            if getattr(self, name) and not self.completion:
+                raise ConfigError(name, "completion is off", "set completion=True")
         if self.decay is not None and not 0 <= self.decay[0] < self.decay[1]:
             raise ConfigError("decay", f"{self.decay}", "use (first, last) steps with 0 <= first < last")
 

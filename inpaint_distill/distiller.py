@@ -347,6 +347,9 @@ class Distiller:
             self._called.register_forward_pre_hook(before, with_kwargs=True)
             self._called.register_forward_hook(after)
             self._called.register_forward_hook(finish, always_call=True)
+        own = injected(self._host)
+        if own is not None:  # these hooks see the image as the host is given it
+            own.rewrite_last(self._host)
         if self._optimizer is not None:
             self._handles.append(self._optimizer.register_step_post_hook(step))
         if plan is not None:  # now: where the root itself is tapped, the hooks above have to come before the tap

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from inpaint_distill.host.attention_calls import apart
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.guard import runs_again
 from inpaint_distill.host.hole import HoleSource
+from inpaint_distill.host.image_source import ImageSource
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.trace import RESERVED
 from inpaint_distill.networks.completion import CompletionBlock
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from inpaint_distill.config import Config
     from inpaint_distill.plan import Plan
 
+_Block = TypeVar("_Block", bound=nn.Module)
+
 __all__ = ["Injected", "check_unlisted", "completion_stages", "inject", "injected"]
 
 # By the names in files: the name in messages, and how to build one for so many channels.
@@ -35,6 +38,7 @@ _KINDS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
     "adaptive completion": ("adaptive completion block", partial(CompletionBlock, adaptive=True)),
     "fusion": ("attention with global-local fusion", GlobalLocalAttention),
 }
+_HIDDEN = 16  # channels inside the block of an image, whose own three would be few
 
 
 class Injected(nn.Module):
@@ -48,6 +52,8 @@ class Injected(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList()
         self.stages: list[Stage] = []
+        self.image_block: CompletionBlock | None = None
+        self.image: ImageSource | None = None
         self.source: HoleSource | None = None
         self._hole: Tensor | None = None
         self._image_size = (0, 0)
@@ -79,13 +85,22 @@ class Injected(nn.Module):
             found, fix = "a feature chosen by a function, which cannot be saved", "give the path: Stage(select=(...))"
             raise PlanError(f"a block after {stage.label}", found, fix)
         module = host.get_submodule(stage.name)
-        parameter = next(module.parameters(), next(host.parameters(), None))
-        if parameter is not None:
-            trains = parameter.is_floating_point() and parameter.itemsize > 1  # integers and 8 bits hold weights alone
-            block.to(device=parameter.device, dtype=parameter.dtype if trains else None)
-        self.blocks.append(block)
+        self.blocks.append(_beside(block, module, host))
         self.stages.append(stage)
         module.register_forward_hook(_Rewrite(self, len(self.blocks) - 1), prepend=True)
+
+    def add_at_input(self, host: nn.Module, image: ImageSource, *, adaptive: bool = False) -> None:
+        """Let a completion block rewrite the image among the host's arguments, after any other hook has seen it."""
+        block = CompletionBlock(len(image.channels), adaptive=adaptive, hidden=None if adaptive else _HIDDEN)
+        self.image_block, self.image = _beside(block, host), image
+        host.register_forward_pre_hook(_RewriteImage(self), with_kwargs=True)
+
+    def rewrite_last(self, host: nn.Module) -> None:
+        """Let hooks on the root that have come since see the image as the host was given it."""
+        for key, hook in host._forward_pre_hooks.items():
+            if isinstance(hook, _RewriteImage) and hook.own is self:
+                host._forward_pre_hooks.move_to_end(key)
+                break
 
     def remove(self, host: nn.Module) -> None:
         """Take everything off the host."""
@@ -109,6 +124,19 @@ class Injected(nn.Module):
         self._over = False
         self._image_size = HostCall(args, kwargs).image_size() or (0, 0)
         self._hole = self.source.read(args, kwargs) if self.source is not None and not blind else None
+
+    def rewrite_image(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Return a call's arguments with the image rewritten; ``None`` leaves them, where the hole is not known."""
+        block, image, hole = self.image_block, self.image, self._hole
+        if block is None or image is None or (hole is None and not torch.is_grad_enabled()):
+            return None
+
+        def change(pixels: Tensor) -> Tensor:
+            return block(pixels, pixels.new_zeros(len(pixels), 1, *pixels.shape[2:]) if hole is None else hole)
+
+        return image.rewrite(args, kwargs, change)
 
     def end(self) -> None:
         """Note that the forward is over; the hole is kept for what gradient checkpointing runs again in backward."""
@@ -149,7 +177,11 @@ class Injected(nn.Module):
 
     def describe(self) -> list[str]:
         """Say in one line each what is injected."""
-        return [
+        found = []
+        if self.image_block is not None and self.image is not None:
+            kind, count = _KINDS[_kind(self.image_block)][0], sum(p.numel() for p in self.image_block.parameters())
+            found.append(f"{kind} on {self.image}: {count:,} parameters")
+        return found + [
             f"{_KINDS[_kind(block)][0]} after {stage.label}: {sum(p.numel() for p in block.parameters()):,} parameters"
             for block, stage in zip(self.blocks, self.stages, strict=True)
         ]
@@ -158,6 +190,9 @@ class Injected(nn.Module):
         """Return what is needed to build the same again, as JSON values."""
         return {
             "source": dataclasses.asdict(self.source) if self.source else None,
+            "image": {"kind": _kind(self.image_block), **dataclasses.asdict(self.image)}
+            if self.image_block is not None and self.image is not None
+            else None,
             "blocks": [
                 {"kind": _kind(block), "stage": dataclasses.asdict(stage)}
                 for block, stage in zip(self.blocks, self.stages, strict=True)
@@ -176,6 +211,11 @@ class Injected(nn.Module):
         own = Injected()
         own.install(host)
         own.source = Injected.read_source(spec)
+        if (image := spec.get("image")) is not None:
+            image = dict(image)
+            adaptive = image.pop("kind") == "adaptive completion"
+            lists = {key: tuple(image[key]) for key in ("path", "channels")}
+            own.add_at_input(host, ImageSource(**{**image, **lists}), adaptive=adaptive)
         for each in spec["blocks"]:
             stage = Stage.from_spec(each["stage"])
             own.add(host, _KINDS[each["kind"]][1](stage.channels), stage)
@@ -194,6 +234,15 @@ class _Begin(_Hook):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.own.begin(args, kwargs)
+
+
+class _RewriteImage(_Hook):
+    """Root pre-hook that rewrites the image."""
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        return self.own.rewrite_image(args, kwargs)
 
 
 class _End(_Hook):
@@ -219,6 +268,15 @@ def _kind(block: nn.Module) -> str:
     if not isinstance(block, CompletionBlock):
         return "fusion"
     return "adaptive completion" if block.adaptive else "completion"
+
+
+def _beside(block: _Block, *modules: nn.Module) -> _Block:
+    """Bring a block to the device and type of the first parameter that one of the modules has."""
+    parameter = next((each for module in modules for each in module.parameters()), None)
+    if parameter is not None:
+        trains = parameter.is_floating_point() and parameter.itemsize > 1  # integers and 8 bits hold weights alone
+        block.to(device=parameter.device, dtype=parameter.dtype if trains else None)
+    return block
 
 
 def injected(host: nn.Module) -> Injected | None:
@@ -263,16 +321,19 @@ def inject(
     wanted = ["fusion"] * config.fusion + [completion] * config.completion
     own = injected(host)
     if own is None:
-        stages = {"fusion": [plan.stages[-1]]}
-        if config.completion:
+        stages = {"fusion": [plan.stages[-1]], completion: []}
+        if config.completion and plan.image is None:
             stages[completion] = completion_stages(plan.stages, config, plan.image_size)
         added = [(_KINDS[kind][1](stage.channels), stage) for kind in wanted for stage in stages[kind]]
         own = Injected()
         own.install(host)
+        if config.completion and plan.image is not None:
+            own.add_at_input(host, plan.image, adaptive=config.completion_adaptive)
         for block, stage in added:
             own.add(host, block, stage)
     else:
-        present = list(dict.fromkeys(_kind(block) for block in own.blocks))
+        at_input = [own.image_block] if own.image_block is not None else []
+        present = list(dict.fromkeys(_kind(block) for block in (*own.blocks, *at_input)))
         if present != wanted:
             raise PlanError(
                 f"to inject {' and '.join(_KINDS[kind][0] for kind in wanted)}",

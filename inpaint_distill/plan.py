@@ -15,21 +15,23 @@ from inpaint_distill.host.attention_discovery import find_attention
 from inpaint_distill.host.conventions import find_convention
 from inpaint_distill.host.discovery import choose_encoder, find_encoders, span_of
 from inpaint_distill.host.guard import module_device
+from inpaint_distill.host.image_source import find_image
 from inpaint_distill.host.named_stages import named_stages
 from inpaint_distill.host.stage import token_grid
-from inpaint_distill.host.trace import trace_call, trace_sizes
+from inpaint_distill.host.trace import trace_call, trace_sizes, watched_call
 from inpaint_distill.host.tree import format_path
 from inpaint_distill.host.wrappers import name_inside, unwrap
 from inpaint_distill.inputs import check_host, check_shapes, check_values
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
 
     from inpaint_distill.host.attention import AttentionSite
     from inpaint_distill.host.attention_choice import AttentionCandidate
     from inpaint_distill.host.call import HostCall
+    from inpaint_distill.host.image_source import ImageSource
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.host.targets import Target
     from inpaint_distill.host.trace import Trace
@@ -59,6 +61,7 @@ class Plan:
         injected: What is injected into the host and stays in it, in words.
         added: Name and number of parameters of each term's networks.
         draws: The host draws random numbers: its teacher is run with the same.
+        image: The emptied image among the host's arguments, where it was asked for, and where a block there would tell.
     """
 
     host: str
@@ -75,6 +78,7 @@ class Plan:
     added: tuple[tuple[str, int], ...] = ()
     deeper: tuple[Stage, ...] = ()
     draws: bool = False
+    image: ImageSource | None = None
 
     def __str__(self) -> str:
         rows = [("stage", "call", "output", "layout", "channels", "size", "stride", "kept as")]
@@ -125,6 +129,7 @@ class Wanted:
         named: Whether ``stages`` are the user's own.
         names_attention: Whether ``attention`` is, and is not empty.
         latent: Whether the host works on latents.
+        image: Whether the emptied image among the host's arguments is to be found.
     """
 
     stages: Sequence[Target | Stage] | None = None
@@ -133,6 +138,7 @@ class Wanted:
     named: bool = False
     names_attention: bool = False
     latent: bool = False
+    image: bool = False
 
     @staticmethod
     def of(
@@ -140,6 +146,8 @@ class Wanted:
         adapter: Adapter | None,
         stages: Sequence[Target | Stage] | None = None,
         attention: Sequence[Target | AttentionSite] | None = None,
+        *,
+        image: bool = False,
     ) -> Wanted:
         """Let the user's names go before the adapter's."""
         known = (adapter.stages(host), adapter.attention(host)) if adapter else (None, None)
@@ -150,6 +158,7 @@ class Wanted:
             named=bool(stages),
             names_attention=bool(attention),
             latent=adapter is not None and adapter.takes_latents(host),
+            image=image,
         )
 
     @property
@@ -219,7 +228,7 @@ def plan_call(host: nn.Module, call: HostCall, wanted: Wanted) -> Plan:
     Raises:
         PlanError: No stages are found, or a name does not fit.
     """
-    return _plan(host, trace_call(host, call), wanted, "the host's own")
+    return _plan(host, trace_call(host, call), wanted, "the host's own", lambda: call)
 
 
 def plan_images(host: nn.Module, image: Tensor, mask: Tensor, wanted: Wanted) -> Plan:
@@ -232,16 +241,18 @@ def plan_images(host: nn.Module, image: Tensor, mask: Tensor, wanted: Wanted) ->
     mask = mask[:DRY_BATCH].to(device).float().expand(image.shape[0], -1, -1, -1)
     if adapter is None:
         convention = find_convention(host, image, mask)
-        return _plan(host, trace_call(host, convention.pack(image, mask)), wanted, str(convention))
+        call = convention.pack(image, mask)
+        return _plan(host, trace_call(host, call), wanted, str(convention), lambda: call)
 
     def run(size: tuple[int, int]) -> object:
         return adapter.outputs(host, F.interpolate(image, size), F.interpolate(mask, size))
 
-    trace = trace_sizes(host, run, (image.shape[2], image.shape[3]))
-    return _plan(host, trace, wanted, f"adapter {adapter.name!r}")
+    size = (image.shape[2], image.shape[3])
+    trace = trace_sizes(host, run, size)
+    return _plan(host, trace, wanted, f"adapter {adapter.name!r}", lambda: watched_call(host, lambda: run(size)))
 
 
-def _plan(host: nn.Module, trace: Trace, wanted: Wanted, call: str) -> Plan:
+def _plan(host: nn.Module, trace: Trace, wanted: Wanted, words: str, call: Callable[[], HostCall | None]) -> Plan:
     encoders: tuple[tuple[Stage, ...], ...] = ()
     deeper: tuple[Stage, ...] = ()
     if wanted.stages:
@@ -269,11 +280,12 @@ def _plan(host: nn.Module, trace: Trace, wanted: Wanted, call: str) -> Plan:
         reason=reason,
         image_size=trace.used_size,
         dry_run_size=trace.image_size,
-        call=call,
+        call=words,
         attention=sites,
         candidates=candidates,
         deeper=deeper,
         draws=trace.draws,
+        image=find_image(host, own) if wanted.image and (own := call()) else None,
     )
 
 

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from inpaint_distill.errors import PlanError
 from inpaint_distill.host.compiling import uncompiled
 from inpaint_distill.host.guard import RandomState, module_device, untouched
+from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.taps import Hook
 from inpaint_distill.host.tree import Path, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inpaint_distill.host.call import HostCall
-
-__all__ = ["RESERVED", "Event", "Trace", "trace_call", "trace_forward", "trace_sizes"]
+__all__ = ["RESERVED", "Event", "Trace", "trace_call", "trace_forward", "trace_sizes", "watched_call"]
 
 RESERVED = "inpaint_distill"
 """Name of the sub-module that holds what is injected into a host."""
@@ -202,6 +201,22 @@ def trace_sizes(host: nn.Module, run: Callable[[tuple[int, int]], Any], size: tu
             f"{type(error).__name__}: {error}",
             "check that the host runs on these arguments",
         ) from error
+
+
+def watched_call(host: nn.Module, run: Callable[[], Any]) -> HostCall | None:
+    """Return the arguments that a host is first given in ``run``; ``None`` where it is not called as a module."""
+    calls: list[HostCall] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(HostCall(args, kwargs))
+
+    handle = host.register_forward_pre_hook(note, prepend=True, with_kwargs=True)
+    try:
+        with untouched(host), torch.no_grad(), uncompiled():
+            run()
+    finally:
+        handle.remove()
+    return calls[0] if calls else None
 
 
 def _image_size(call: HostCall) -> tuple[int, int]:

@@ -40,6 +40,7 @@ class CompletionBlock(nn.Module):
         channels: Channels of the feature.
         kernel_size: K, odd.
         adaptive: Whether ``B`` is DGI's, with a kernel and offsets per pixel.
+        hidden: Channels between the two convolutions of the plain block; as many as the feature's by default.
 
     Raises:
         ConfigError: Fewer than one channel, or a kernel size that is not odd and positive.
@@ -50,13 +51,19 @@ class CompletionBlock(nn.Module):
     True
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3, *, adaptive: bool = False) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int = 3, *, adaptive: bool = False, hidden: int | None = None
+    ) -> None:
         super().__init__()
         if channels < 1:
             raise ConfigError("a completion block", f"channels={channels}", "give the feature's channels, 1 or more")
+        if hidden is not None and (hidden < 1 or adaptive):
+            fix = "give 1 or more, and none to an adaptive block"
+            raise ConfigError("a completion block", f"hidden={hidden}, adaptive={adaptive}", fix)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ConfigError("a completion block", f"kernel_size={kernel_size}", "use an odd size such as 3")
-        self.weight = nn.Parameter(torch.zeros(channels, channels, kernel_size, kernel_size))
+        hidden = hidden or channels
+        self.weight = nn.Parameter(torch.zeros(channels, hidden, kernel_size, kernel_size))
         self.adaptive = adaptive
         if adaptive:
             points = kernel_size * kernel_size
@@ -65,7 +72,7 @@ class CompletionBlock(nn.Module):
             for parameter in (*self.kernel.parameters(), *self.offset.parameters()):
                 nn.init.zeros_(parameter)
         else:
-            self.hidden = nn.Conv2d(2 * channels + 1, channels, kernel_size, padding=kernel_size // 2)
+            self.hidden = nn.Conv2d(2 * channels + 1, hidden, kernel_size, padding=kernel_size // 2)
 
     @staticmethod
     def check_size(size: tuple[int, int]) -> None:

@@ -1,0 +1,300 @@
+"""A completion block at the host's input: where it goes, that it starts as nothing, is trained, and stays or goes."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hosts import ZOO, batch, batches, footprint, make_optimizer, reconstruct, same, train
+from hosts.base import Plain
+from torch import nn
+
+import inpaint_distill
+from inpaint_distill import Config, load_host, save_host
+from inpaint_distill.errors import ConfigError, PlanError
+from inpaint_distill.host.trace import RESERVED as NAME
+from inpaint_distill.injection import injected
+
+PLAIN = ZOO["separate"]
+FIXED = {"warmup": 0, "balance": "none", "ema_decay": 0.9, "completion": True, "completion_input": True}
+READ = ["separate", "separate_known", "concatenated", "keywords", "nested", "dict_output", "two_stage"]
+READ += ["tokens", "nhwc", "batch_norm", "noisy", "recurrent", "hook_spectral_norm", "shared_activation"]
+
+
+def start(toy, host=None, optimizer=None, **config):
+    host = host or toy.build()
+    optimizer = optimizer or make_optimizer(host)
+    return host, optimizer, inpaint_distill.attach(host, optimizer, config={**FIXED, **config})
+
+
+def stir(host):
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in injected(host).parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def outputs(toy, host, seed=9):
+    """Run in eval mode from a fixed random state; the host's buffers are as before."""
+    host.eval()
+    state = copy.deepcopy(host.state_dict())
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(3)
+        output = toy.select(toy.call(host, *batch(seed))).clone()
+    host.load_state_dict(state)
+    host.train()
+    return output
+
+
+def given_to(module, run):
+    """Return the positional arguments of a module's last call."""
+    kept = []
+    handle = module.register_forward_pre_hook(lambda _, args: kept.append(args))
+    with torch.no_grad():
+        run()
+    handle.remove()
+    return kept[-1]
+
+
+# -- where it goes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", READ)
+def test_it_starts_as_nothing_bit_for_bit_and_the_users_optimizer_trains_it(name):
+    toy, runs = ZOO[name], []
+    for config in ({"completion": False, "completion_input": False}, {}):
+        host, optimizer, distiller = start(toy, **config)
+        torch.manual_seed(5)
+        runs.append([])
+        for image, mask in batches(2):
+            runs[-1].append(toy.select(toy.call(host, image, mask)).detach().clone())
+            distiller.loss(image, mask)
+    assert same(*runs)
+    own = injected(host)
+    assert own.image_block is not None
+    assert not len(own.blocks)
+    train(toy, host, optimizer, batches(3, 2), distiller)
+    assert own.image_block.weight.any()
+    assert all(parameter in optimizer.state for parameter in own.parameters())
+    assert len(optimizer.param_groups) == 1
+    assert any("completion block on channels" in line for line in distiller.plan.injected)
+
+
+@pytest.mark.parametrize("name", ["partial_conv", "half_mask"])
+def test_where_the_holes_are_not_read_or_the_image_is_not_found_it_goes_after_the_first_stage(name):
+    host, optimizer, distiller = start(ZOO[name])
+    train(ZOO[name], host, optimizer, batches(3), distiller)
+    own = injected(host)
+    assert own.image_block is None
+    assert [stage.label for stage in own.stages] == [distiller.plan.stages[0].label]
+    other, optimizer, distiller = start(ZOO[name], completion_input=False)
+    train(ZOO[name], other, optimizer, batches(3), distiller)
+    assert same(host.state_dict(), other.state_dict())
+
+
+def test_with_image_and_mask_it_is_there_before_the_first_forward():
+    host = PLAIN.build()
+    image, mask = batch()
+    distiller = inpaint_distill.attach(host, image=image, mask=mask, config=FIXED)
+    optimizer = make_optimizer(host)
+    assert injected(host).image_block is not None
+    for image, mask in batches(3):
+        loss = reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        distiller.step()
+    assert injected(host).image_block.weight.any()
+
+
+def test_an_adapters_own_call_shows_where_the_image_is():
+    host = inpaint_distill.adapters.get("unet").build(levels=2, width=8)
+    image, mask = batch()
+    distiller = inpaint_distill.attach(host, make_optimizer(host), image=image, mask=mask, adapter="unet", config=FIXED)
+    assert "channels 0, 1, 2 of positional argument 0" in str(distiller.plan)
+
+
+# -- what it does ------------------------------------------------------------------------------------------------------
+
+
+def test_it_rewrites_the_hole_of_the_image_and_nothing_else():
+    toy = ZOO["concatenated"]
+    host, optimizer, distiller = start(toy)
+    train(toy, host, optimizer, batches(1), distiller)
+    stir(host)
+    image, mask = batch(3)
+    (seen,) = given_to(host.enc0, lambda: toy.call(host, image, mask))
+    emptied = image * (1 - mask)
+    assert torch.equal(seen[:, 3:], mask)
+    changed = (seen[:, :3] != emptied).any(1, keepdim=True)
+    assert torch.equal(changed, mask.bool())
+
+
+def test_the_teacher_sees_the_complete_image_as_it_is():
+    host, optimizer, distiller = start(PLAIN)
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    stir(host)
+    teacher = distiller._teacher.module
+    assert injected(teacher).image_block is not None
+    image, mask = batch(3)
+    optimizer.zero_grad()
+    PLAIN.call(host, image, mask)
+    (seen,) = given_to(teacher.enc0, lambda: _loss(distiller, image, mask))
+    assert torch.equal(seen[:, :3], image)
+    assert not seen[:, 3:].any()
+
+
+def _loss(distiller, image, mask):
+    with torch.enable_grad():
+        distiller.loss(image, mask)
+
+
+@pytest.mark.parametrize("engine", ["finite_difference", "unroll"])
+def test_a_look_ahead_runs_the_host_on_the_image_that_it_was_given(engine):
+    host, optimizer, distiller = start(PLAIN, lookahead={"engine": engine, "every": 2})
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    stir(host)
+    image, mask = batch(5)
+    PLAIN.call(host, image, mask)
+    assert torch.equal(distiller._forwards.last.call.args[0], image * (1 - mask))
+    distiller.loss(image, mask)
+    optimizer.zero_grad()
+    distiller.detach()
+    again = start(PLAIN, host, optimizer)[-1]  # whose hooks come after those that stayed
+    PLAIN.call(host, image, mask)
+    assert torch.equal(again._forwards.last.call.args[0], image * (1 - mask))
+    again.loss(image, mask)
+    train(PLAIN, host, optimizer, batches(3, 6), again)
+
+
+def test_gradients_reach_it_through_the_host_also_where_a_whole_forward_is_run_again():
+    class Checkpointed(nn.Module):
+        def __init__(self, host):
+            super().__init__()
+            self.host = host
+
+        def forward(self, *planes):
+            return torch.utils.checkpoint.checkpoint(self.host, *planes, use_reentrant=False)
+
+    found = []
+    for wrap in (lambda host: host, Checkpointed):
+        host = PLAIN.build()
+        image, mask = batch()
+        distiller = inpaint_distill.attach(host, image=image, mask=mask, config=FIXED)
+        called, optimizer = wrap(host), make_optimizer(host)
+        for image, mask in batches(3):
+            loss = reconstruct(PLAIN, called, image, mask) + distiller.loss(image, mask)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            distiller.step()
+        found.append(host.state_dict())
+    torch.testing.assert_close(*found)
+    assert injected(host).image_block.weight.any()
+
+
+# -- what stays, and what goes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adaptive", [False, True], ids=["plain", "adaptive"])
+@pytest.mark.parametrize("name", READ)
+def test_it_stays_in_the_host_in_a_copy_and_in_a_file_or_goes_without_trace(tmp_path, name, adaptive):
+    toy = ZOO[name]
+    host = toy.build()
+    optimizer = make_optimizer(host)
+    trace, count = footprint(host), len(optimizer.param_groups[0]["params"])
+    distiller = start(toy, host, optimizer, completion_adaptive=adaptive)[-1]
+    train(toy, host, optimizer, batches(2), distiller)
+    stir(host)
+    expected = outputs(toy, host)
+    distiller.detach()
+    assert torch.equal(outputs(toy, host), expected)
+    assert torch.equal(outputs(toy, copy.deepcopy(host)), expected)
+    assert torch.equal(outputs(toy, pickle.loads(pickle.dumps(host))), expected)
+    save_host(host, tmp_path / "host")
+    other = load_host(toy.build(seed=1), tmp_path / "host")
+    assert same(dict(host.state_dict()), dict(other.state_dict()))
+    assert torch.equal(outputs(toy, other), expected)
+    bare = toy.build(seed=1)
+    bare.load_state_dict({key: value for key, value in host.state_dict().items() if not key.startswith(NAME)})
+    assert not torch.equal(outputs(toy, bare), expected), "the block counts"
+    again = start(toy, host, optimizer, completion_adaptive=adaptive)[-1]
+    train(toy, host, optimizer, batches(1, 3), again)
+    again.detach(keep_completion=False)
+    assert injected(host) is None
+    assert len(optimizer.param_groups[0]["params"]) == count
+    assert footprint(host).keys() == trace.keys()
+    assert not host._forward_pre_hooks or set(host._forward_pre_hooks) == set(toy.build()._forward_pre_hooks)
+
+
+def test_a_saved_distiller_goes_on_where_it_was(tmp_path):
+    ends = []
+    host, optimizer, distiller = start(PLAIN)
+    train(PLAIN, host, optimizer, batches(3), distiller)
+    distiller.save(tmp_path / "distiller")
+    save_host(host, tmp_path / "host")
+    moments = copy.deepcopy(optimizer.state_dict())
+    train(PLAIN, host, optimizer, batches(3, 3), distiller)
+    ends.append(host.state_dict())
+    host = load_host(PLAIN.build(seed=4), tmp_path / "host")
+    optimizer = make_optimizer(host)
+    optimizer.load_state_dict(moments)
+    distiller = start(PLAIN, host, optimizer)[-1]
+    distiller.load(tmp_path / "distiller")
+    train(PLAIN, host, optimizer, batches(3, 3), distiller)
+    ends.append(host.state_dict())
+    assert same(*ends)
+
+
+def test_files_of_before_have_none(tmp_path):
+    host, optimizer, distiller = start(PLAIN, completion_input=False)
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    spec = injected(host).to_spec()
+    assert spec.pop("image") is None
+    other = type(injected(host)).from_spec(PLAIN.build(), spec)
+    assert other.image_block is None
+    assert len(other.blocks) == 1
+
+
+def test_a_second_distiller_takes_it_for_the_completion_it_was_asked_for():
+    host, optimizer, distiller = start(PLAIN)
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    distiller.detach()
+    own = injected(host)
+    again = start(PLAIN, host, optimizer, completion_input=False)[-1]
+    train(PLAIN, host, optimizer, batches(1), again)
+    assert injected(host) is own
+    again.detach()
+    refused = start(PLAIN, host, optimizer, completion_adaptive=True)[-1]
+    with pytest.raises(PlanError, match="the host has completion block already"):
+        PLAIN.call(host, *batch())
+    refused.detach()
+
+
+def test_it_joins_the_first_group_of_the_users_optimizer():
+    host = PLAIN.build()
+    optimizer = torch.optim.SGD([{"params": host.up.parameters()}, {"params": host.enc0.parameters(), "lr": 0.0}], 0.1)
+    distiller = start(PLAIN, host, optimizer)[-1]
+    train(PLAIN, host, optimizer, batches(3), distiller)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [4 + 3, 2]
+    assert injected(host).image_block.weight.any()
+
+
+def test_an_image_by_position_in_training_and_by_keyword_later():
+    class Named(Plain):
+        def forward(self, picture, holes):
+            return super().forward(picture, holes)
+
+    host, optimizer, distiller = start(PLAIN, Named())
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    stir(host)
+    distiller.detach()
+    image, mask = batch(4)
+    with torch.no_grad():
+        expected = host(image * (1 - mask), mask)
+        assert torch.equal(host(holes=mask, picture=image * (1 - mask)), expected)
+
+
+def test_it_is_not_asked_for_where_completion_is_off():
+    with pytest.raises(ConfigError, match="completion_input"):
+        Config(completion_input=True)
