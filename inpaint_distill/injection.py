@@ -38,7 +38,7 @@ _KINDS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
     "adaptive completion": ("adaptive completion block", partial(CompletionBlock, adaptive=True)),
     "fusion": ("attention with global-local fusion", GlobalLocalAttention),
 }
-_HIDDEN = 16  # channels inside the block of an image, whose own three would be few
+_HIDDEN = 32  # channels inside the block of an image, whose own three would be few
 
 
 class Injected(nn.Module):

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from inpaint_distill.host.call import HostCall
-    from inpaint_distill.host.tree import Path
 
 __all__ = ["ImageSource", "find_image"]
 
@@ -116,7 +115,9 @@ def _is_read(host: nn.Module, call: HostCall, source: ImageSource, hole: Tensor)
 
     def stir(image: Tensor) -> Tensor:
         spread = image.float().std().clamp_min(_FLAT)
-        other = image.float().mean() + spread * torch.linspace(-1, 1, image[0, 0].numel()).view(image.shape[2:]).to(image)
+        other = image.float().mean() + spread * torch.linspace(-1, 1, image[0, 0].numel()).view(image.shape[2:]).to(
+            image
+        )
         return torch.where(hole[:, None], other.to(image.dtype), image)
 
     outputs = []

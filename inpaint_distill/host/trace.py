@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inpaint_distill.errors import PlanError
+from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.compiling import uncompiled
 from inpaint_distill.host.guard import RandomState, module_device, untouched
-from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.taps import Hook
 from inpaint_distill.host.tree import Path, tensors
 

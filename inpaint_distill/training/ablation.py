@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "ALONE",
     "ARM_LABELS",
     "BARE",
     "BLOCK",
     "CHANGES",
+    "FILLED",
     "LONGER",
     "VARIANTS",
     "WHOLE",
@@ -29,6 +31,8 @@ __all__ = [
 
 BARE, LONGER, WHOLE, WIDENED = "bare", "bare_equal_time", "distilled", "widened"
 BLOCK = "completion"  # the arm that has completion blocks and no distillation
+FILLED = "filled"  # the arm that is given its holes interpolated instead of emptied, and has nothing else
+ALONE = (BARE, LONGER, WIDENED, FILLED)  # the arms without distiller
 
 _WEIGHTS = {"cross": 0.1, "self": 0.0125, "attention": 0.1}  # of a term that the study's own distillation leaves out
 
@@ -119,6 +123,7 @@ ARM_LABELS = {
     WHOLE: "host + distillation",
     LONGER: "host, trained longer (equal wall-clock)",
     WIDENED: "host, widened",
+    FILLED: "host, holes interpolated",
     **{name: variant.label for name, variant in VARIANTS.items()},
     **{name: change.label for name, change in CHANGES.items()},
 }
@@ -142,7 +147,8 @@ def contrasts(variants: Sequence[str], *, equal_time: bool) -> list[Contrast]:
     """Return what is compared: each arm with the host, and some with each other; the last also at equal wall-clock.
 
     Where both are there, each look-ahead is compared with none, each changed distillation with the study's own, what
-    has completion blocks with the host that has their parameters as width, and distilled blocks with the same alone.
+    has completion blocks with the host that has their parameters as width and with the one whose holes are
+    interpolated, and distilled blocks with the same alone.
 
     >>> [f"{c.arm} - {c.baseline}" for c in contrasts(["uniform", "unroll"], equal_time=True)]
     ['uniform - bare', 'unroll - bare', 'unroll - uniform', 'unroll - bare_equal_time']
@@ -153,7 +159,8 @@ def contrasts(variants: Sequence[str], *, equal_time: bool) -> list[Contrast]:
     if WHOLE in variants:
         found += [Contrast("steps", WHOLE, name) for name in variants if name in CHANGES]
     same = [name for name, change in CHANGES.items() if "completion" not in change.settings]
-    for baseline, arms in ((WIDENED, (BLOCK, "all", WHOLE)), (BLOCK, ("all", WHOLE, *same))):
+    completed = (BLOCK, "all", WHOLE)
+    for baseline, arms in ((WIDENED, completed), (FILLED, completed), (BLOCK, ("all", WHOLE, *same))):
         if baseline in variants:
             found += [Contrast("steps", baseline, name) for name in arms if name in variants]
     if equal_time:
@@ -185,7 +192,7 @@ def variant_config(name: str, study: Config) -> Config:
         return from_dict(Config, _parts(VARIANTS[name], study))
     if name in CHANGES:
         return from_dict(Config, _changed(CHANGES[name], study))
-    known = [WHOLE, *VARIANTS, *CHANGES, WIDENED]
+    known = [WHOLE, *VARIANTS, *CHANGES, WIDENED, FILLED]
     raise ConfigError(f"variant {name!r}", "no such variant", f"use {near_names(name, known, limit=len(known))}")
 
 

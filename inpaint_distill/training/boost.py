@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from inpaint_distill.config import from_dict, to_dict
 from inpaint_distill.errors import StateError
 from inpaint_distill.files import read_json, write_json, write_text
-from inpaint_distill.training.ablation import BARE, LONGER, WIDENED
+from inpaint_distill.training.ablation import ALONE, BARE, LONGER
 from inpaint_distill.training.cost import step_cost
 from inpaint_distill.training.data import load_data
 from inpaint_distill.training.figures import curves, differences, forest, panels
@@ -97,7 +97,7 @@ def measure_cost(settings: BoostSettings, folder: Path) -> dict[str, Any]:
 def _write(result: dict[str, Any], images: dict[str, Tensor], folder: Path) -> None:
     write_json(folder / "result.json", result)
     evidence = None
-    if distilled := [arm for arm in result["settings"]["variants"] if arm != WIDENED]:
+    if distilled := [arm for arm in result["settings"]["variants"] if arm not in ALONE]:
         evidence = inspect_study(folder, folder / "inspect", arm=distilled[-1], console=Console(quiet=True))
     tables = f"{markdown_overview(result)}\n{markdown_table(result, tuple(METRIC_FORMATS))}"
     write_text(folder / "table.md", tables)

@@ -64,7 +64,7 @@ class Trainer:
         self.run = run
         self.settings = settings
         self.data = data
-        self.adapter = settings.adapter()
+        self.adapter = settings.adapter(run.arm)
         self.device = torch.device(settings.device)
         torch.manual_seed(run.seed)
         host = self.adapter.build(**settings.options_for(run.arm))

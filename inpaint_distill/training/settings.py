@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from inpaint_distill.adapters import get
 from inpaint_distill.config import Config
 from inpaint_distill.errors import ConfigError, near_names
-from inpaint_distill.training.ablation import ARM_LABELS, BARE, CHANGES, LONGER, WHOLE, WIDENED, variant_config
+from inpaint_distill.training.ablation import ALONE, ARM_LABELS, BARE, CHANGES, FILLED, WHOLE, WIDENED, variant_config
 
 if TYPE_CHECKING:
     from inpaint_distill.host.adapter import Adapter
@@ -132,18 +132,24 @@ class BoostSettings:
                     fix = "say how wide, such as widened_options: {width: 40}"
                     raise ConfigError(f"variant {name!r}", "no widened_options", fix)
                 continue
+            if name == FILLED:
+                if self.interpolate:
+                    raise ConfigError(
+                        f"variant {name!r}", "interpolate = true, which fills them in every arm", "use one"
+                    )
+                continue
             variant_config(name, self.distillation)
             if name in CHANGES and self.distillation_for(name, self.steps) == own:
                 raise ConfigError(f"variant {name!r}", "the study's distillation is like that", f"use {WHOLE!r}")
 
-    def adapter(self) -> Adapter:
-        """Return the host's adapter.
+    def adapter(self, arm: str = BARE) -> Adapter:
+        """Return the host's adapter, by which an arm calls it.
 
         Raises:
             ConfigError: There is none of that name.
         """
         found = get(self.host)
-        return found.interpolated() if self.interpolate else found
+        return found.interpolated() if self.interpolate or arm == FILLED else found
 
     def options_for(self, arm: str) -> dict[str, Any]:
         """Return the arguments of ``build`` for an arm."""
@@ -156,7 +162,7 @@ class BoostSettings:
 
     def distillation_for(self, arm: str, steps: int) -> Config | None:
         """Return an arm's distillation, with its fade in steps; ``None`` for a host alone."""
-        if arm in (BARE, LONGER, WIDENED):
+        if arm in ALONE:
             return None
         config, fade = variant_config(arm, self.distillation), self.fade_for(arm)
         if fade is None:

@@ -18,7 +18,7 @@ from inpaint_distill.host.taps import FeatureTaps
 from inpaint_distill.teachers import FrozenTeacher
 from inpaint_distill.teachers.base import CopyTeacher
 from inpaint_distill.teachers.choose import make_teacher
-from inpaint_distill.training.ablation import BARE, LONGER, WIDENED
+from inpaint_distill.training.ablation import ALONE, BARE
 from inpaint_distill.training.kept import DISTILLER, HOST, kept_file, read_kept
 from inpaint_distill.training.settings import BoostSettings, Run
 
@@ -96,7 +96,7 @@ def open_study(folder: Path, arm: str) -> FinishedStudy:
         asked = f"the runs in {folder / 'result.json'}"
         raise StateError(asked, f"{type(error).__name__}: {error}", again) from None
     runs = {(run.arm, run.seed): run for run in (from_dict(Run, each, "a run") for each in kept)}
-    arms = [name for name in dict.fromkeys(name for name, _ in runs) if name not in (BARE, LONGER, WIDENED)]
+    arms = [name for name in dict.fromkeys(name for name, _ in runs) if name not in ALONE]
     if arm not in arms:
         raise ConfigError(f"arm {arm!r}", "the study has none of that name", f"use {near_names(arm, arms)}")
     pairs = [(runs[BARE, seed], run) for (name, seed), run in runs.items() if name == arm and (BARE, seed) in runs]

@@ -430,8 +430,8 @@ def main():
 
 if __name__ == "__main__":
     main()
-    # DDP keeps gloo's threads alive, even after the group is destroyed and with no distiller near it; one that drops the
-    # last tensor while the interpreter is taken down aborts the process (pytorch/pytorch issue 190489).
+    # DDP keeps gloo's threads alive, even after the group is destroyed and with no distiller near it; one that drops a
+    # tensor while the interpreter is taken down aborts the process (pytorch/pytorch issue 190489).
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
