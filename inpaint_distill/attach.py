@@ -114,7 +114,13 @@ def attach(
         check_optimizer(host, optimizer),
         config,
         make_teacher(None if isinstance(teacher, str) else teacher, config),
-        Wanted.of(host, choose_adapter(host, adapter), stages, attention, image=config.completion_input),
+        Wanted.of(
+            host,
+            choose_adapter(host, adapter),
+            stages,
+            attention,
+            image=config.completion and config.completion_levels == "input",
+        ),
         inpainting_loss,
     )
     try:

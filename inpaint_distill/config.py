@@ -111,11 +111,9 @@ class Config:
         meta: Which meta-networks there are, of ``gamma``, ``rho``, ``phi`` and ``t``; ``None`` for all that apply.
         lookahead: How they are trained.
         completion: Inject completion blocks, which stay in the host.
-        completion_levels: After which stages, counted from 0; ``None`` for those below image resolution and above a
-            single pixel. One after the first stage did as much as one after each (docs/boost.md).
-        completion_input: Inject one block instead that rewrites the hole of the host's own input, where the host is
-            given an emptied image and reads what stands in its holes; any other host gets its blocks after
-            ``completion_levels`` (ours).
+        completion_levels: Where they are. ``input``: one, in the emptied image that the host is given, if it reads what
+            stands in its holes; otherwise after its first stage (ours). Or the stages after which there is one, counted
+            from 0; ``None`` for those below image resolution and above a single pixel.
         completion_adaptive: Give the blocks a kernel and offsets per pixel (DGI) instead of two convolutions that see
             the hole interpolated, which cost less; which gain more depends on the host (docs/boost.md).
         fusion: Inject an attention module with global-local fusion after the deepest stage; it stays in the host.
@@ -141,8 +139,7 @@ class Config:
     meta: tuple[Literal["gamma", "rho", "phi", "t"], ...] | None = None
     lookahead: LookaheadConfig = field(default_factory=LookaheadConfig)
     completion: bool = False
-    completion_levels: tuple[int, ...] | None = (0,)
-    completion_input: bool = False
+    completion_levels: Literal["input"] | tuple[int, ...] | None = "input"
     completion_adaptive: bool = False
     fusion: bool = False
     balance: Literal["gradient_norm", "none"] = "gradient_norm"
@@ -170,11 +167,10 @@ class Config:
                 "lookahead.engine = 'off'",
                 "choose an engine that trains them",
             )
-        if self.completion_levels not in (None, (0,)) and not self.completion:
+        if self.completion_levels not in (None, "input") and not self.completion:
             raise ConfigError("completion_levels", "completion is off", "set completion=True")
-        for name in ("completion_input", "completion_adaptive"):
-            if getattr(self, name) and not self.completion:
-                raise ConfigError(name, "completion is off", "set completion=True")
+        if self.completion_adaptive and not self.completion:
+            raise ConfigError("completion_adaptive", "completion is off", "set completion=True")
         if self.decay is not None and not 0 <= self.decay[0] < self.decay[1]:
             raise ConfigError("decay", f"{self.decay}", "use (first, last) steps with 0 <= first < last")
 
@@ -256,7 +252,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in options:
             return None
-        return _convert(next(option for option in options if option is not type(None)), value, where)
+        others = [option for option in options if option is not type(None)]
+        words = [option for option in others if typing.get_origin(option) is Literal]
+        return _convert(words[0] if words and isinstance(value, str) else others[-1], value, where)
     if origin is Literal:
         if value in options:
             return value

@@ -351,7 +351,7 @@ def completion_stages(stages: Sequence[Stage], config: Config, image_size: tuple
         ConfigError: A chosen stage is a single pixel.
         PlanError: A level that does not exist was asked for, or nothing is left.
     """
-    levels = config.completion_levels
+    levels = (0,) if config.completion_levels == "input" else config.completion_levels
     if levels is None:
         sizes = [_size_on(stage, image_size) for stage in stages]
         levels = tuple(level for level, stage in enumerate(stages) if stage.stride > 1 and sizes[level] != (1, 1))

@@ -11,12 +11,13 @@ from torch import nn
 
 import inpaint_distill
 from inpaint_distill import Config, load_host, save_host
+from inpaint_distill.config import from_dict, to_dict
 from inpaint_distill.errors import ConfigError, PlanError
 from inpaint_distill.host.trace import RESERVED as NAME
 from inpaint_distill.injection import injected
 
 PLAIN = ZOO["separate"]
-FIXED = {"warmup": 0, "balance": "none", "ema_decay": 0.9, "completion": True, "completion_input": True}
+FIXED = {"warmup": 0, "balance": "none", "ema_decay": 0.9, "completion": True}
 READ = ["separate", "separate_known", "concatenated", "keywords", "nested", "dict_output", "two_stage"]
 READ += ["tokens", "nhwc", "batch_norm", "noisy", "recurrent", "hook_spectral_norm", "shared_activation"]
 
@@ -62,7 +63,7 @@ def given_to(module, run):
 @pytest.mark.parametrize("name", READ)
 def test_it_starts_as_nothing_bit_for_bit_and_the_users_optimizer_trains_it(name):
     toy, runs = ZOO[name], []
-    for config in ({"completion": False, "completion_input": False}, {}):
+    for config in ({"completion": False}, {}):
         host, optimizer, distiller = start(toy, **config)
         torch.manual_seed(5)
         runs.append([])
@@ -87,7 +88,7 @@ def test_where_the_holes_are_not_read_or_the_image_is_not_found_it_goes_after_th
     own = injected(host)
     assert own.image_block is None
     assert [stage.label for stage in own.stages] == [distiller.plan.stages[0].label]
-    other, optimizer, distiller = start(ZOO[name], completion_input=False)
+    other, optimizer, distiller = start(ZOO[name], completion_levels=(0,))
     train(ZOO[name], other, optimizer, batches(3), distiller)
     assert same(host.state_dict(), other.state_dict())
 
@@ -247,7 +248,7 @@ def test_a_saved_distiller_goes_on_where_it_was(tmp_path):
 
 
 def test_files_of_before_have_none(tmp_path):
-    host, optimizer, distiller = start(PLAIN, completion_input=False)
+    host, optimizer, distiller = start(PLAIN, completion_levels=(0,))
     train(PLAIN, host, optimizer, batches(1), distiller)
     spec = injected(host).to_spec()
     assert spec.pop("image") is None
@@ -261,7 +262,7 @@ def test_a_second_distiller_takes_it_for_the_completion_it_was_asked_for():
     train(PLAIN, host, optimizer, batches(1), distiller)
     distiller.detach()
     own = injected(host)
-    again = start(PLAIN, host, optimizer, completion_input=False)[-1]
+    again = start(PLAIN, host, optimizer, completion_levels=(0,))[-1]
     train(PLAIN, host, optimizer, batches(1), again)
     assert injected(host) is own
     again.detach()
@@ -295,6 +296,9 @@ def test_an_image_by_position_in_training_and_by_keyword_later():
         assert torch.equal(host(holes=mask, picture=image * (1 - mask)), expected)
 
 
-def test_it_is_not_asked_for_where_completion_is_off():
-    with pytest.raises(ConfigError, match="completion_input"):
-        Config(completion_input=True)
+def test_any_other_word_is_refused():
+    for value, found in (("inputs", "use one of input"), (3, "give tuple"), ((0.5,), "give int")):
+        with pytest.raises(ConfigError, match=f"completion_levels(.|\n)*{found}"):
+            Config(completion=True, completion_levels=value)
+    assert from_dict(Config, to_dict(Config(completion=True))).completion_levels == "input"
+    assert from_dict(Config, {"completion": True, "completion_levels": [0, 2]}).completion_levels == (0, 2)

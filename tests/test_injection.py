@@ -22,6 +22,7 @@ from inpaint_distill.lookahead.unroll import unroll
 from inpaint_distill.networks.completion import CompletionBlock
 
 FIXED = {"warmup": 0, "balance": "none", "ema_decay": 0.9}
+AFTER = {**FIXED, "completion": True, "completion_levels": (0,)}  # a block after the first stage, not at the input
 PLAIN = ZOO["separate"]
 CARRY_A_MASK = [name for name in ZOO_NAMES if name != "white_holes"]
 TRAINED = ["separate", "keywords", "nested", "half_mask", "dict_output", "two_stage", "partial_conv", "dict_stages"]
@@ -88,7 +89,7 @@ def test_blocks_start_as_the_identity_bit_for_bit(name):
     toy, runs = ZOO[name], []
     for blocks in (False, True):
         host = toy.build()
-        config = {**FIXED, "completion": blocks, "fusion": blocks, "attention": {"weight": 0.0}}
+        config = {**(AFTER if blocks else FIXED), "fusion": blocks, "attention": {"weight": 0.0}}
         distiller = inpaint_distill.attach(host, make_optimizer(host), config=config)
         torch.manual_seed(5)
         for image, mask in batches(2):  # in the first the hole's place is not known yet
@@ -125,7 +126,7 @@ def test_blocks_after_an_activation_that_models_share_rewrite_their_own_host_alo
     host, other = toy.build(), toy.build()
     assert host.act is other.act
     expected = outputs(toy, other)
-    distiller = inpaint_distill.attach(host, make_optimizer(host), config={**FIXED, "completion": True})
+    distiller = inpaint_distill.attach(host, make_optimizer(host), config=AFTER)
     train(toy, host, distiller._optimizer, batches(1), distiller)
     stir(host)
     host = distiller.detach()
@@ -190,7 +191,7 @@ def test_the_users_optimizer_trains_them_and_they_stay_or_go_without_trace(name)
     host = toy.build()
     optimizer = make_optimizer(host)
     trace, keys, count = footprint(host), list(host.state_dict()), len(optimizer.param_groups[0]["params"])
-    distiller = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
+    distiller = inpaint_distill.attach(host, optimizer, config=AFTER)
     train(toy, host, optimizer, batches(3), distiller)
     own = injected(host)
     assert len(optimizer.param_groups) == 1
@@ -203,7 +204,7 @@ def test_the_users_optimizer_trains_them_and_they_stay_or_go_without_trace(name)
     copied = copy.deepcopy(host) if name != "cached_tensor" else host  # which torch cannot copy after a forward
     assert torch.equal(outputs(toy, copied), output)
 
-    again = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
+    again = inpaint_distill.attach(host, optimizer, config=AFTER)
     train(toy, host, optimizer, batches(1, 3), again)
     assert injected(host) is own
     again.detach(keep_completion=False)
@@ -266,7 +267,7 @@ def test_an_optimizer_that_knows_names_learns_theirs():
     except TypeError:
         pytest.skip("this torch takes no names")
     before = list(optimizer.param_groups[0]["param_names"])
-    distiller = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
+    distiller = inpaint_distill.attach(host, optimizer, config=AFTER)
     train(PLAIN, host, optimizer, batches(1), distiller)
     assert optimizer.param_groups[0]["param_names"] == [name for name, _ in host.named_parameters()]
     distiller.detach(keep_completion=False)
@@ -276,7 +277,7 @@ def test_an_optimizer_that_knows_names_learns_theirs():
 def test_without_an_optimizer_they_are_there_before_the_users_is_made():
     host = PLAIN.build()
     image, mask = batch()
-    distiller = inpaint_distill.attach(host, image=image, mask=mask, completion=True, config=FIXED)
+    distiller = inpaint_distill.attach(host, image=image, mask=mask, config=AFTER)
     optimizer = make_optimizer(host)
     for image, mask in batches(3):
         loss = reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)
@@ -324,7 +325,7 @@ def test_a_frozen_encoder_can_be_completed():
     host.up.requires_grad_(True)
     optimizer = make_optimizer(host)
     stages = ["enc1", "enc2"]
-    distiller = inpaint_distill.attach(host, optimizer, completion=True, stages=stages, config=FIXED)
+    distiller = inpaint_distill.attach(host, optimizer, stages=stages, config=AFTER)
     encoder = copy.deepcopy(host.enc1.state_dict())
     train(PLAIN, host, optimizer, batches(3), distiller)
     assert all(block.weight.any() for block in injected(host).blocks)
@@ -368,7 +369,7 @@ class Named(Plain):
 def test_the_hole_may_come_by_position_in_training_and_by_keyword_later():
     host = Named()
     optimizer = make_optimizer(host)
-    distiller = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
+    distiller = inpaint_distill.attach(host, optimizer, config=AFTER)
     train(PLAIN, host, optimizer, batches(2), distiller)
     stir(host)
     distiller.detach()
@@ -388,7 +389,7 @@ def test_a_call_without_the_hole_says_what_is_missing():
 
     host = Optional()
     optimizer = make_optimizer(host)
-    distiller = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
+    distiller = inpaint_distill.attach(host, optimizer, config=AFTER)
     train(PLAIN, host, optimizer, batches(1), distiller)
     distiller.detach()
     with pytest.raises(InpaintDistillError, match="the hole in argument") as caught:
@@ -546,9 +547,9 @@ def test_detach_can_be_called_at_any_time_and_twice():
     host = PLAIN.build()
     optimizer = make_optimizer(host)
     before = footprint(host)
-    inpaint_distill.attach(host, optimizer, completion=True, config=FIXED).detach()  # before the first forward
+    inpaint_distill.attach(host, optimizer, config=AFTER).detach()  # before the first forward
     assert footprint(host) == before
-    distiller = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
+    distiller = inpaint_distill.attach(host, optimizer, config=AFTER)
     PLAIN.call(host, *batch())  # between forward and loss
     distiller.detach()
     assert injected(host) is not None

@@ -210,7 +210,7 @@ def _parts(variant: Variant, study: Config) -> dict[str, Any]:
         values["meta"] = None
     values["completion"] = variant.completion
     if not variant.completion:
-        values |= {"completion_levels": (0,), "completion_input": False, "completion_adaptive": False}
+        values |= {"completion_levels": "input", "completion_adaptive": False}
     if "attention" not in variant.terms:
         values["fusion"] = False
     return values
