@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import re
 import statistics
 from pathlib import Path
@@ -19,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from inpaint_distill.training.ablation import BARE, BLOCK, CHANGES, WHOLE
+from inpaint_distill.training.ablation import BARE, BLOCK, FILLED, WHOLE
 from inpaint_distill.training.explained import PARTS
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.result import interval_of
-from inpaint_distill.training.statistics import paired_interval, verdict
+from inpaint_distill.training.statistics import verdict
 from inpaint_distill.training.tables import COMPARISON_LABELS, METRIC_FORMATS
 
 if TYPE_CHECKING:
@@ -56,7 +55,6 @@ class Study:
         protocol = content["protocol"]
         self.hosts = [each["name"] for each in protocol["hosts"]]
         self.regimes = list(protocol["regimes"])
-        self.pairs = len(protocol["settings"]["seeds"])
         self.cells = {(each["host"], each["regime"]): each for each in content["cells"]}
         names = ("regime", "arm", "comparison", "metric", "bin")
         self.rows = {(row["host"], *(row[name] for name in names)): row for row in content["rows"]}
@@ -263,66 +261,28 @@ def speed(study: Study) -> str:
     return table(("host", "regime", "seeds that reach it", "median of the steps", "seed by seed"), rows, 2)
 
 
-def alone(study: Study) -> str:
-    """Write what the completion block does without distillation, and what distillation adds to it."""
+def parts(study: Study) -> str:
+    """Write what interpolated holes alone do, what the block does without distillation, and what distillation adds."""
     compared = {
+        ("steps", FILLED): "holes interpolated",
         ("steps", BLOCK): "block alone",
         ("steps", WHOLE): "with distillation",
-        ("block", WHOLE): "the latter minus it",
+        ("filled", BLOCK): "block minus interpolated",
+        ("block", WHOLE): "distillation minus block",
     }
     rows: list[Sequence[str]] = []
-    for regime in study.regimes:
-        for host in (*study.hosts, None):
-            found = [study.row(host, regime, comparison, arm=arm) for comparison, arm in compared]
-            if None in found or (host is None and not study.averaged(regime)):
-                continue
-            name = host or f"mean of {found[0]['pairs']} hosts"
-            costs = [f"{study.cells[host, regime]['cost_ratio'][arm]:.2f}x" for arm in (BLOCK, WHOLE)] if host else []
-            rows.append((name, regime, *map(difference, found), str(found[0]["pairs"]) if host else "", *costs))
+    for regime, host in itertools.product(study.regimes, (*study.hosts, None)):
+        found = {key: study.row(host, regime, key[0], arm=key[1]) for key in compared}
+        whole, own = found["steps", WHOLE], found["block", WHOLE]
+        if whole is None or own is None or (host is None and not study.averaged(regime)):
+            continue
+        name = host or f"mean of {whole['pairs']} hosts"
+        if host is None:  # of as many hosts, or of none
+            found = {key: row if row and row["pairs"] == whole["pairs"] else None for key, row in found.items()}
+        costs = [f"{study.cells[host, regime]['cost_ratio'][arm]:.2f}x" for arm in (BLOCK, WHOLE)] if host else []
+        texts = ["" if row is None else difference(row) for row in found.values()]
+        rows.append((name, regime, *texts, str(whole["pairs"]) if host else "", *costs))
     return table(("host", "regime", *compared.values(), "pairs", "step, block alone", "step"), rows, 2)
-
-
-def repeated(study: Study) -> str:
-    """Write what the pairs that some cells have beyond the protocol's own show by themselves."""
-    compared = {
-        "block alone": ("steps", BLOCK),
-        "with distillation": ("steps", WHOLE),
-        "the latter minus it": ("block", WHOLE),
-        "with distillation, equal wall-clock": ("time", WHOLE),
-    }
-    rows = []
-    for host, regime in study.run():
-        found = [study.row(host, regime, comparison, arm=arm) for comparison, arm in compared.values()]
-        if None in found or found[0]["pairs"] <= study.pairs:
-            continue
-        for name, part in (("first", slice(study.pairs)), ("further", slice(study.pairs, None))):
-            own = [{**row, **interval_over(row["differences"][part])} for row in found]
-            rows.append((host, regime, f"{name} {own[0]['pairs']} pairs", *map(difference, own)))
-    return table(("host", "regime", "pairs", *compared), rows, 3) if rows else f"{NOT_RUN.capitalize()}."
-
-
-def interval_over(differences: Sequence[float]) -> dict[str, Any]:
-    """Return mean and interval of some pairs, as in a row."""
-    interval = paired_interval([0.0] * len(differences), differences)
-    low, high = (bound if math.isfinite(bound) else None for bound in (interval.low, interval.high))
-    return {"mean": interval.mean, "low": low, "high": high, "pairs": interval.pairs}
-
-
-def teachers(study: Study) -> str:
-    """Write what other teachers than the study's own do, with the same block, and what their steps cost."""
-    compared = {"steps": "minus host alone", "block": "minus block alone", "own": "minus the moving average's"}
-    others = [name for name in CHANGES if name.startswith("teacher_")]
-    rows: list[Sequence[str]] = []
-    for regime, arm, host in itertools.product(study.regimes, others, (*study.hosts, None)):
-        found = [study.row(host, regime, comparison, arm=arm) for comparison in compared]
-        if None in found or (host is None and not study.averaged(regime, arm=arm)):
-            continue
-        pairs = found[0]["pairs"]
-        facts = (host or f"mean of {pairs} hosts", regime, arm.removeprefix("teacher_"))
-        costs = [f"{study.cells[host, regime]['cost_ratio'][each]:.2f}x" for each in (arm, WHOLE)] if host else []
-        rows.append((*facts, *map(difference, found), str(pairs) if host else "", *costs))
-    heads = ("host", "regime", "teacher", *compared.values(), "pairs", "step", "step, moving average")
-    return table(heads, rows, 3) if rows else f"{NOT_RUN.capitalize()}."
 
 
 def filled(study: Study) -> str:
@@ -451,9 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = root / "docs" / "results"
     study = Study(json.loads((results / "boost_study.json").read_text(encoding="utf-8")))
     forest(study, results / "boost_study.png")
-    made = {
-        write.__name__: write(study) for write in (headline, bins, metrics, speed, alone, repeated, teachers, filled)
-    }
+    made = {write.__name__: write(study) for write in (headline, bins, metrics, speed, parts, filled)}
     made |= {write.__name__: write(study, results) for write in (training, repeat)}
     insert(root / "docs" / "boost.md", made)
     insert(root / "README.md", {"results": short(study)})

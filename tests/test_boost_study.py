@@ -271,7 +271,7 @@ def test_a_metric_that_is_absent_is_not_measured(study, tmp_path):
     assert line.count("not measured") == 3  # and LPIPS and FID, whose weights this machine does not have
 
 
-def test_the_block_alone_is_set_against_the_distilled_one_host_by_host(study, tmp_path):
+def test_what_each_part_does_is_set_side_by_side_host_by_host(study, tmp_path):
     gains = {("completion", "steps"): 0.3, ("distilled", "steps"): 0.4, ("distilled", "block"): 0.1}
     rows, means = (
         [
@@ -283,46 +283,18 @@ def test_the_block_alone_is_set_against_the_distilled_one_host_by_host(study, tm
     )
     ratio = {"cost_ratio": {"completion": 1.25, "distilled": 1.5}}
     cells = [{**cell, **ratio} for cell in study["cells"]]
-    page, _ = make_page({**study, "rows": rows, "overall": means, "cells": cells}, tmp_path)
+    content = {**study, "overall": means, "cells": cells}
     found = ["**+0.30 [+0.10, +0.50]**", "**+0.40 [+0.20, +0.60]**", "+0.10 [-0.10, +0.30]"]
-    assert cells_of(page, "alone", "narrow", "small")[2:] == [*found, "2", "1.25x", "1.50x"]
-    assert cells_of(page, "alone", "mean of 2 hosts", "small")[2:5] == found
-
-
-def test_pairs_beyond_the_protocols_stand_by_themselves(study, tmp_path):
-    page, _ = make_page(study, tmp_path)
-    assert "Not yet run." in block(page, "repeated")
-    more = [0.1, 0.3, 0.5, 0.7, 0.9]  # the protocol has two seeds
-    rows = [
-        {**row, "differences": more, "pairs": 5} if row["host"] == "wide" and row["arm"] != "teacher_online" else row
-        for row in study["rows"]
-    ]
-    page, _ = make_page({**study, "rows": rows}, tmp_path)
-    for name, own in (("first 2 pairs", more[:2]), ("further 3 pairs", more[2:])):
-        mean, reach = math.fsum(own) / len(own), scipy.stats.sem(own) * scipy.stats.t.ppf(0.975, len(own) - 1)
-        text = f"{mean:+.2f} [{mean - reach:+.2f}, {mean + reach:+.2f}]"
-        found = [cell.strip("*") for cell in cells_of(page, "repeated", "wide", "small", name)[3:]]
-        assert found == [text] * 4
-    assert "narrow" not in block(page, "repeated")
-
-
-def test_another_teacher_is_set_against_host_block_and_moving_average(study, tmp_path):
-    own = [row for row in study["rows"] if row["arm"] != "teacher_online"]
-    means = [row for row in study["overall"] if row["arm"] != "teacher_online"]
-    page, _ = make_page({**study, "rows": own, "overall": means}, tmp_path)
-    assert "Not yet run." in block(page, "teachers")
-    row = find(study["rows"], host="wide", arm="distilled", comparison="steps", metric="hole_psnr", bin="all")
-    gains = {"steps": 0.5, "block": 0.2, "own": 0.1}
-    rows = [
-        {**row, "arm": "teacher_frozen", "comparison": name, "mean": mean, "low": mean - 0.15, "high": mean + 0.15}
-        for name, mean in gains.items()
-    ]
-    ratio = {"cost_ratio": {"completion": 1.25, "distilled": 1.5, "teacher_frozen": 2.0}}
-    cells = [{**cell, **ratio} for cell in study["cells"]]
-    page, _ = make_page({**study, "rows": [*own, *rows], "overall": means, "cells": cells}, tmp_path)
-    found = ["**+0.50 [+0.35, +0.65]**", "**+0.20 [+0.05, +0.35]**", "+0.10 [-0.05, +0.25]"]
-    assert cells_of(page, "teachers", "wide", "small", "frozen")[3:] == [*found, "2", "2.00x", "1.50x"]
-    assert "narrow" not in block(page, "teachers")
+    page, _ = make_page({**content, "rows": rows}, tmp_path)
+    assert cells_of(page, "parts", "narrow", "small")[2:] == ["", *found[:2], "", found[2], "2", "1.25x", "1.50x"]
+    assert cells_of(page, "parts", "mean of 2 hosts", "small")[2:7] == ["", *found[:2], "", found[2]]
+    row = find(rows, host="wide", arm="completion", comparison="steps", metric="hole_psnr", bin="all")
+    filled = [{**row, "arm": "filled", "mean": 0.25, "low": 0.2, "high": 0.3}]
+    filled.append({**row, "comparison": "filled", "mean": 0.05, "low": -0.1, "high": 0.2})
+    page, _ = make_page({**content, "rows": [*rows, *filled]}, tmp_path)
+    cells = cells_of(page, "parts", "wide", "small")
+    assert [cells[2], cells[5]] == ["**+0.25 [+0.20, +0.30]**", "+0.05 [-0.10, +0.20]"]
+    assert cells_of(page, "parts", "mean of 2 hosts", "small")[2] == ""
 
 
 def test_what_a_host_gives_back_is_taken_from_its_inspection(study, tmp_path):
@@ -351,7 +323,7 @@ def test_hosts_trained_both_ways_stand_side_by_side(study, tmp_path):
 def test_a_study_without_the_block_alone_has_no_line_about_it(study, tmp_path):
     rows = [row for row in study["rows"] if row["arm"] == "distilled" and row["comparison"] != "block"]
     page, _ = make_page({**study, "rows": rows}, tmp_path)
-    assert "narrow" not in block(page, "alone")
+    assert "narrow" not in block(page, "parts")
     assert "| narrow | small |" in block(page, "headline")
 
 

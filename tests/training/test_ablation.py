@@ -229,6 +229,31 @@ def test_changes_are_compared_with_the_studys_own_and_with_their_blocks_and_comp
     ]
 
 
+def test_a_host_with_interpolated_holes_is_a_host_alone_that_blocks_are_compared_with():
+    settings = BoostSettings(variants=("filled", "completion", "distilled"))
+    assert settings.distillation_for("filled", 100) is None
+    assert settings.options_for("filled") == settings.host_options
+    assert [settings.adapter(arm).fill for arm in ("bare", "filled", "distilled")] == [None, "interpolated", None]
+    made = contrasts(settings.variants, equal_time=False)
+    assert {Contrast("steps", "bare", "filled"), Contrast("steps", "filled", "completion")} <= set(made)
+    assert Contrast("steps", "filled", "distilled") in made
+    with pytest.raises(ConfigError, match="in every arm"):
+        BoostSettings(variants=("filled",), interpolate=True)
+
+
+def test_it_is_trained_as_the_host_of_a_study_that_interpolates_the_holes_of_all():
+    reads = {"host": "unet", "host_options": {"levels": 2, "width": 4}}  # its holes
+    settings = from_dict(BoostSettings, {**TINY, **reads, "variants": ["filled"]})
+    data = load_data(settings)
+    other = dataclasses.replace(settings, variants=("distilled",), interpolate=True)
+    run = Run(arm="filled", seed=0, steps=4, lr=1e-3)
+    first, second = Trainer(run, settings, data), Trainer(dataclasses.replace(run, arm="bare"), other, data)
+    losses = [[float(trainer.train_step()) for _ in range(run.steps)] for trainer in (first, second)]
+    assert losses[0] == losses[1]
+    assert torch.equal(first.restored(2), second.restored(2))
+    assert Trainer(dataclasses.replace(run, arm="bare"), settings, data).train_step() != losses[0][0]
+
+
 @pytest.fixture(scope="module")
 def few_steps():
     """Train an arm for seven steps, the last one after the fade; return the trainer, its start and its batches."""
