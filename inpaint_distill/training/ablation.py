@@ -114,6 +114,7 @@ CHANGES = {
     "adaptive_blocks": Change(
         label="host + distillation, adaptive blocks", settings={"completion": True, "completion_adaptive": True}
     ),
+    "stage_block": Change(label="host + distillation, block after the first stage", settings=_blocks(0)),
     "deep_blocks": Change(label="host + distillation, blocks at levels 1 and 2", settings=_blocks(1, 2)),
     "more_blocks": Change(label="host + distillation, blocks at levels 0 to 2", settings=_blocks(0, 1, 2)),
 }

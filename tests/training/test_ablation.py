@@ -160,6 +160,7 @@ EXPECTED = {
     "every_step": STUDY,
     "every_fourth": dataclasses.replace(STUDY, every=4),
     "adaptive_blocks": dataclasses.replace(STUDY, completion=True, completion_adaptive=True),
+    "stage_block": dataclasses.replace(STUDY, completion=True, completion_levels=(0,)),
     "deep_blocks": dataclasses.replace(STUDY, completion=True, completion_levels=(1, 2)),
     "more_blocks": dataclasses.replace(STUDY, completion=True, completion_levels=(0, 1, 2)),
 }
