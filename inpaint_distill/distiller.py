@@ -276,18 +276,21 @@ class Distiller:
     # -- what the hooks call -------------------------------------------------------------------------------------
 
     @_disable_dynamo
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if runs_again():
-            return
+            return None
         unplanned = self._watch is None and (self.config.fusion or self._composer.active(self._step))
         if self._paused or not (self._composer.due(self._step) or self._seeks_hole or unplanned):
-            return
+            return None
         if not torch.is_grad_enabled():
             self._ran_without_grad = True
-            return
+            return None
         call = HostCall(args, kwargs)
         self._meet()
         late = self._watch is None or self._place != module_place(self._host)
+        fresh = late and injected(self._host) is None
         if late:
             try:
                 with self.paused():
@@ -298,7 +301,7 @@ class Distiller:
             except BaseException:
                 self.undo()
                 raise
-            if self._injected is not None:  # its own hook on the root came too late for this forward
+            if self._injected is not None:  # its own hooks on the root came too late for this forward
                 self._injected.begin(args, kwargs)
         if self.plan is not None and self.plan.draws:
             call = HostCall(args, kwargs, RandomState.now(module_device(self._host)))
@@ -314,6 +317,8 @@ class Distiller:
         device = module_device(self._host).type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         self._forwards.add(Forward(call, autocast, observation))
+        missed = fresh and module is self._host and self._injected is not None
+        return self._injected.rewrite_image(args, kwargs) if missed and self._injected else None
 
     @_disable_dynamo
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -213,9 +213,8 @@ class Injected(nn.Module):
         own.source = Injected.read_source(spec)
         if (image := spec.get("image")) is not None:
             image = dict(image)
-            adaptive = image.pop("kind") == "adaptive completion"
-            lists = {key: tuple(image[key]) for key in ("path", "channels")}
-            own.add_at_input(host, ImageSource(**{**image, **lists}), adaptive=adaptive)
+            adaptive = {"completion": False, "adaptive completion": True}[image.pop("kind")]
+            own.add_at_input(host, ImageSource.from_spec(image), adaptive=adaptive)
         for each in spec["blocks"]:
             stage = Stage.from_spec(each["stage"])
             own.add(host, _KINDS[each["kind"]][1](stage.channels), stage)

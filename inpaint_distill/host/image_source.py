@@ -42,6 +42,18 @@ class ImageSource(Argument):
         where = f"argument {first!r}" if isinstance(first, str) else f"positional argument {first}"
         return f"channels {', '.join(map(str, self.channels))} of {where}{format_path(self.path[1:])}"
 
+    @staticmethod
+    def from_spec(values: dict[str, Any]) -> ImageSource:
+        """Build one from JSON values, as ``dataclasses.asdict`` gives them.
+
+        Raises:
+            TypeError: They are of other kinds.
+        """
+        channels = tuple(values["channels"])
+        if not channels or not all(isinstance(each, int) for each in channels):
+            raise TypeError(f"channels {values['channels']!r} are no list of numbers")
+        return ImageSource(**{**values, "path": tuple(values["path"]), "channels": channels})
+
     def rewrite(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -56,13 +56,14 @@ class MethodHook(Hook):
         self.method = method
         self.beside = beside
 
-    def __call__(self, *args: Any) -> None:
+    def __call__(self, *args: Any) -> Any:
         """Call the method, if the owner is still there."""
         owner = self.owner()
-        if owner is not None:
-            if self.beside:
-                break_graph(self.beside)
-            getattr(owner, self.method)(*args)
+        if owner is None:
+            return None
+        if self.beside:
+            break_graph(self.beside)
+        return getattr(owner, self.method)(*args)
 
 
 class Placed:

@@ -46,7 +46,8 @@ class Trained:
         self.host = TOY.build(seed)
         self.optimizer = make_optimizer(self.host)
         image, mask = batch(50)
-        config = {**CONFIG, "completion": completion}
+        levels = {"completion_levels": (0,)} if completion == "after" else {}
+        config = {**CONFIG, "completion": bool(completion), **levels}
         self.distiller = inpaint_distill.attach(self.host, self.optimizer, config=config, image=image, mask=mask)
         train(TOY, self.host, self.optimizer, batches(3, seed), self.distiller)
 
@@ -62,6 +63,7 @@ def saved(tmp_path_factory):
     trained = Trained(completion=True)
     trained.distiller.save(folder / "distiller")
     inpaint_distill.save_host(trained.host, folder / "host")
+    inpaint_distill.save_host(Trained(completion="after").host, folder / "host-after")
     return folder
 
 
@@ -248,12 +250,29 @@ BLOCKS = {
     "one too few": lambda spec: spec["blocks"].pop(),
     "nothing": lambda spec: spec.clear(),
 }
+AT_INPUT = {
+    "of another kind": lambda spec: spec["image"].update(kind="fusion"),
+    "of no channels": lambda spec: spec["image"].update(channels=[]),
+    "of a text of channels at the input": lambda spec: spec["image"].update(channels="012"),
+    "of other channels at the input": lambda spec: spec["image"].update(channels=[0, 1]),
+    "in no argument": lambda spec: spec["image"].pop("path"),
+    "with an unknown setting at the input": lambda spec: spec["image"].update(colour=1),
+    "none at the input": lambda spec: spec.update(image=None),
+    "one more": lambda spec: spec["blocks"].append({"kind": "completion", "stage": {"name": "enc0", "channels": 8}}),
+}
 
 
-@pytest.mark.parametrize("change", [pytest.param(change, id=name) for name, change in BLOCKS.items()])
-def test_a_host_whose_blocks_cannot_be_built_stays_without_any(tmp_path, saved, change):
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        pytest.param(file, change, id=name)
+        for file, changes in (("host-after", BLOCKS), ("host", AT_INPUT))
+        for name, change in changes.items()
+    ],
+)
+def test_a_host_whose_blocks_cannot_be_built_stays_without_any(tmp_path, saved, file, change):
     path = tmp_path / "host"
-    path.write_bytes((saved / "host").read_bytes())
+    path.write_bytes((saved / file).read_bytes())
     _values(path, lambda values: change(values["injected"]))
     host = TOY.build(1)
     before, hooks = state_of(host), [list(part._forward_hooks) for part in host.modules()]
