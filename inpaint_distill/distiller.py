@@ -23,7 +23,8 @@ from inpaint_distill.host.taps import MethodHook, Placed, remove_with
 from inpaint_distill.host.tree import tensors
 from inpaint_distill.host.watch import Views, Watch
 from inpaint_distill.host.wrappers import check_whole, unwrap
-from inpaint_distill.injection import Injected, check_unlisted, inject, injected
+from inpaint_distill.inject import inject
+from inpaint_distill.injection import Injected, check_unlisted, injected
 from inpaint_distill.inputs import check_complete, check_shapes, check_values
 from inpaint_distill.lookahead.host_problem import HostProblem
 from inpaint_distill.lookahead.lookahead import Lookahead

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_distill.errors import CaptureError, PlanError
-from inpaint_distill.host.attention import AttentionSite
 from inpaint_distill.host.attention_calls import apart
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.guard import runs_again
@@ -23,21 +22,19 @@ from inpaint_distill.networks.completion import CompletionBlock
 from inpaint_distill.networks.fusion import GlobalLocalAttention
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from inpaint_distill.config import Config
-    from inpaint_distill.plan import Plan
+    from collections.abc import Callable
 
 _Block = TypeVar("_Block", bound=nn.Module)
 
-__all__ = ["Injected", "check_unlisted", "completion_stages", "inject", "injected"]
+__all__ = ["KINDS", "Injected", "check_unlisted", "injected", "kind_of"]
 
-# By the names in files: the name in messages, and how to build one for so many channels.
-_KINDS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
+KINDS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
     "completion": ("completion block", CompletionBlock),
     "adaptive completion": ("adaptive completion block", partial(CompletionBlock, adaptive=True)),
     "fusion": ("attention with global-local fusion", GlobalLocalAttention),
 }
+"""By the names in files: the name in messages, and how to build one for so many channels."""
+
 _HIDDEN = 32  # channels inside the block of an image, whose own three would be few
 
 
@@ -97,10 +94,9 @@ class Injected(nn.Module):
 
     def rewrite_last(self, host: nn.Module) -> None:
         """Let hooks on the root that have come since see the image as the host was given it."""
-        for key, hook in host._forward_pre_hooks.items():
-            if isinstance(hook, _RewriteImage) and hook.own is self:
-                host._forward_pre_hooks.move_to_end(key)
-                break
+        hooks = host._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if isinstance(hook, _RewriteImage) and hook.own is self]:
+            hooks[key] = hooks.pop(key)  # last
 
     def remove(self, host: nn.Module) -> None:
         """Take everything off the host."""
@@ -134,7 +130,9 @@ class Injected(nn.Module):
             return None
 
         def change(pixels: Tensor) -> Tensor:
-            return block(pixels, pixels.new_zeros(len(pixels), 1, *pixels.shape[2:]) if hole is None else hole)
+            nowhere = pixels.new_zeros(len(pixels), 1, *pixels.shape[2:])
+            changed: Tensor = block(pixels, nowhere if hole is None else hole)
+            return changed
 
         return image.rewrite(args, kwargs, change)
 
@@ -179,10 +177,10 @@ class Injected(nn.Module):
         """Say in one line each what is injected."""
         found = []
         if self.image_block is not None and self.image is not None:
-            kind, count = _KINDS[_kind(self.image_block)][0], sum(p.numel() for p in self.image_block.parameters())
+            kind, count = KINDS[kind_of(self.image_block)][0], sum(p.numel() for p in self.image_block.parameters())
             found.append(f"{kind} on {self.image}: {count:,} parameters")
         return found + [
-            f"{_KINDS[_kind(block)][0]} after {stage.label}: {sum(p.numel() for p in block.parameters()):,} parameters"
+            f"{KINDS[kind_of(block)][0]} after {stage.label}: {sum(p.numel() for p in block.parameters()):,} parameters"
             for block, stage in zip(self.blocks, self.stages, strict=True)
         ]
 
@@ -190,11 +188,11 @@ class Injected(nn.Module):
         """Return what is needed to build the same again, as JSON values."""
         return {
             "source": dataclasses.asdict(self.source) if self.source else None,
-            "image": {"kind": _kind(self.image_block), **dataclasses.asdict(self.image)}
+            "image": {"kind": kind_of(self.image_block), **dataclasses.asdict(self.image)}
             if self.image_block is not None and self.image is not None
             else None,
             "blocks": [
-                {"kind": _kind(block), "stage": dataclasses.asdict(stage)}
+                {"kind": kind_of(block), "stage": dataclasses.asdict(stage)}
                 for block, stage in zip(self.blocks, self.stages, strict=True)
             ],
         }
@@ -217,7 +215,7 @@ class Injected(nn.Module):
             own.add_at_input(host, ImageSource.from_spec(image), adaptive=adaptive)
         for each in spec["blocks"]:
             stage = Stage.from_spec(each["stage"])
-            own.add(host, _KINDS[each["kind"]][1](stage.channels), stage)
+            own.add(host, KINDS[each["kind"]][1](stage.channels), stage)
         return own
 
 
@@ -262,7 +260,7 @@ class _Rewrite(_Hook):
         return self.own.rewrite(self.index, output)
 
 
-def _kind(block: nn.Module) -> str:
+def kind_of(block: nn.Module) -> str:
     """Return a block's key in the table of kinds."""
     if not isinstance(block, CompletionBlock):
         return "fusion"
@@ -293,95 +291,3 @@ def check_unlisted(host: nn.Module) -> None:
     if injected(host) is None:
         found = "DistributedDataParallel, which has already listed the parameters that it synchronises"
         raise PlanError("to inject a sub-module into the host", found, "attach before wrapping, with image and mask")
-
-
-def inject(
-    host: nn.Module, plan: Plan, config: Config, *, tap: bool = True
-) -> tuple[Injected | None, tuple[AttentionSite, ...]]:
-    """Inject what a configuration asks for, or take what an earlier distiller left in the host.
-
-    Args:
-        host: The model; its outputs do not change.
-        plan: Its stages and attention.
-        config: ``completion`` and ``fusion``.
-        tap: Whether the injected attention is to be tapped.
-
-    Returns:
-        What is in the host (``None`` where nothing was asked for), and the attention to tap, with the injected one.
-
-    Raises:
-        ConfigError: A block does not fit its stage.
-        PlanError: The host cannot hold sub-modules, or has others already.
-    """
-    if not (config.completion or config.fusion):
-        return None, plan.attention
-    completion = "adaptive completion" if config.completion_adaptive else "completion"
-    # What is added last rewrites first: the attention sees the completed feature.
-    wanted = ["fusion"] * config.fusion + [completion] * config.completion
-    own = injected(host)
-    if own is None:
-        stages = {"fusion": [plan.stages[-1]], completion: []}
-        if config.completion and plan.image is None:
-            stages[completion] = completion_stages(plan.stages, config, plan.image_size)
-        added = [(_KINDS[kind][1](stage.channels), stage) for kind in wanted for stage in stages[kind]]
-        own = Injected()
-        own.install(host)
-        if config.completion and plan.image is not None:
-            own.add_at_input(host, plan.image, adaptive=config.completion_adaptive)
-        for block, stage in added:
-            own.add(host, block, stage)
-    else:
-        at_input = [own.image_block] if own.image_block is not None else []
-        present = list(dict.fromkeys(_kind(block) for block in (*own.blocks, *at_input)))
-        if present != wanted:
-            raise PlanError(
-                f"to inject {' and '.join(_KINDS[kind][0] for kind in wanted)}",
-                f"the host has {' and '.join(_KINDS[kind][0] for kind in present)} already",
-                "ask for what is there, or take it out first: distiller.detach(keep_completion=False)",
-            )
-    site = _attention_site(own) if tap else None
-    return own, (*plan.attention, site) if site else plan.attention
-
-
-def completion_stages(stages: Sequence[Stage], config: Config, image_size: tuple[int, int]) -> list[Stage]:
-    """Choose the stages that get a completion block.
-
-    Raises:
-        ConfigError: A chosen stage is a single pixel.
-        PlanError: A level that does not exist was asked for, or nothing is left.
-    """
-    levels = (0,) if config.completion_levels == "input" else config.completion_levels
-    if levels is None:
-        sizes = [_size_on(stage, image_size) for stage in stages]
-        levels = tuple(level for level, stage in enumerate(stages) if stage.stride > 1 and sizes[level] != (1, 1))
-    for level in levels:
-        if not 0 <= level < len(stages):
-            raise PlanError(
-                f"a completion block at level {level}",
-                f"{len(stages)} stages",
-                f"use levels from 0 to {len(stages) - 1} in completion_levels",
-            )
-        CompletionBlock.check_size(_size_on(stages[level], image_size))
-    if not levels:
-        raise PlanError("completion blocks", "no stage below image resolution", "name some: completion_levels=(0,)")
-    return [stages[level] for level in levels]
-
-
-def _size_on(stage: Stage, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Return the size of a stage's map; the dry run may have seen a square image stretched in width."""
-    rows, columns = stage.size
-    if not rows:  # a stage that was described without it
-        rows, columns = (-(-side // stage.stride) for side in image_size)
-    return (rows, rows) if image_size[0] == image_size[1] else (rows, columns)
-
-
-def _attention_site(own: Injected) -> AttentionSite | None:
-    """Return the attention that was injected, as a site to tap."""
-    for index, (block, stage) in enumerate(zip(own.blocks, own.stages, strict=True)):
-        if isinstance(block, GlobalLocalAttention):
-            tokens = stage.size[0] * stage.size[1]
-            name = f"{RESERVED}.blocks.{index}"
-            return AttentionSite(
-                name=name, kind="sdpa", heads=block.heads, queries=tokens, keys=tokens, channels=stage.channels
-            )
-    return None

@@ -15,7 +15,8 @@ import inpaint_distill
 from inpaint_distill import Config, Stage
 from inpaint_distill.errors import ConfigError, InpaintDistillError, PlanError
 from inpaint_distill.host.trace import RESERVED as NAME
-from inpaint_distill.injection import completion_stages, injected
+from inpaint_distill.inject import completion_stages
+from inpaint_distill.injection import injected
 from inpaint_distill.lookahead.finite_difference import finite_difference
 from inpaint_distill.lookahead.host_problem import Batch
 from inpaint_distill.lookahead.unroll import unroll
