@@ -19,6 +19,7 @@ from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.compiling import AroundCompiled, EagerForward, is_compiled_in_place, uncompiled
 from inpaint_distill.host.forwards import Forward, Forwards
 from inpaint_distill.host.guard import RandomState, forked_rng, module_device, module_place, runs_again
+from inpaint_distill.host.image_source import find_image
 from inpaint_distill.host.taps import MethodHook, Placed, remove_with
 from inpaint_distill.host.tree import tensors
 from inpaint_distill.host.watch import Views, Watch
@@ -101,6 +102,7 @@ class Distiller:
         self._pending: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._forwards = Forwards()
         self._injects_anew = False
+        self._guessed = False  # how the host is called, when it was planned
         self._ran_without_grad = False
         self._processes = Processes()
         self._whole = False
@@ -304,6 +306,7 @@ class Distiller:
                 raise
             if self._injected is not None:  # its own hooks on the root came too late for this forward
                 self._injected.begin(args, kwargs)
+        self._settle_image(call)
         if self.plan is not None and self.plan.draws:
             call = HostCall(args, kwargs, RandomState.now(module_device(self._host)))
         observation = self._composer.observation(self._step)
@@ -343,6 +346,7 @@ class Distiller:
         """Plan if there is something to plan with, then put the hooks on; called by :func:`attach`."""
         self._teacher.check()
         plan = None if image is None or mask is None else plan_images(self._host, image, mask, self._wanted)
+        self._guessed = plan is not None and self._wanted.adapter is None
         names = ("_before_forward", "_after_forward", "_finish_forward", "_after_step")
         before, after, finish, step = (MethodHook(self, name, _BESIDE) for name in names)
         remove_with(self, self._handles)
@@ -507,9 +511,31 @@ class Distiller:
             with self.paused():
                 self._teacher.prepare(recipe, recipe.apply(call, image), image)
 
+    def _settle_image(self, call: HostCall) -> str:
+        """Move a block at the input to where the host's own call has its image; return why there is no such place."""
+        own = self._injected
+        if own is None or own.image is None or own.source is not None or not self._guessed:
+            return ""
+        with self.paused():
+            found = find_image(self._host, call)
+        if found.source is None or len(found.source.channels) != len(own.image.channels):
+            return found.reason or f"{found.source}, where {own.image} was planned"
+        self._guessed = False
+        own.image = found.source
+        if self.plan is not None:
+            self.plan = dataclasses.replace(self.plan, injected=tuple(own.describe()))
+        return ""
+
     def _derive(self, call: HostCall, image: Tensor, mask: Tensor) -> Recipe:
         self._recipe = derive(self._host, call, image, mask, self._wanted.adapter)
         if self._seeks_hole and self._injected is not None:
+            if found := self._settle_image(call):
+                asked = f"a completion block on {self._injected.image}, by the call {self.plan and self.plan.call}"
+                self.undo()
+                fix = (
+                    "attach without image and mask, or with an adapter that calls it so, or with completion_levels=(0,)"
+                )
+                raise PlanError(asked, f"in the host's own call, {found}", fix)
             source = self._recipe.hole(self._host)
             if source is None:
                 self.undo()

@@ -49,13 +49,14 @@ def inject(
     own = injected(host)
     if own is None:
         stages = {"fusion": [plan.stages[-1]], completion: []}
-        if config.completion and plan.image is None:
+        image = plan.image.source if config.completion and plan.image is not None else None
+        if config.completion and image is None:
             stages[completion] = completion_stages(plan.stages, config, plan.image_size)
         added = [(KINDS[kind][1](stage.channels), stage) for kind in wanted for stage in stages[kind]]
         own = Injected()
         own.install(host)
-        if config.completion and plan.image is not None:
-            own.add_at_input(host, plan.image, adaptive=config.completion_adaptive)
+        if image is not None:
+            own.add_at_input(host, image, adaptive=config.completion_adaptive)
         for block, stage in added:
             own.add(host, block, stage)
     else:

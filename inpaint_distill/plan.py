@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from inpaint_distill.host.attention import AttentionSite
     from inpaint_distill.host.attention_choice import AttentionCandidate
     from inpaint_distill.host.call import HostCall
-    from inpaint_distill.host.image_source import ImageSource
+    from inpaint_distill.host.image_source import Found
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.host.targets import Target
     from inpaint_distill.host.trace import Trace
@@ -61,7 +61,7 @@ class Plan:
         injected: What is injected into the host and stays in it, in words.
         added: Name and number of parameters of each term's networks.
         draws: The host draws random numbers: its teacher is run with the same.
-        image: The emptied image among the host's arguments, where it was asked for, and where a block there would tell.
+        image: Where a completion block at the host's input goes, or why there is none; ``None`` where none is wanted.
     """
 
     host: str
@@ -78,7 +78,7 @@ class Plan:
     added: tuple[tuple[str, int], ...] = ()
     deeper: tuple[Stage, ...] = ()
     draws: bool = False
-    image: ImageSource | None = None
+    image: Found | None = None
 
     def __str__(self) -> str:
         rows = [("stage", "call", "output", "layout", "channels", "size", "stride", "kept as")]
@@ -112,6 +112,8 @@ class Plan:
                 reason = "" if candidate.usable else f": {candidate.reason}"
                 lines.append(f"attention not tapped: {_describe(candidate.site, self.dry_run_size)}{reason}")
         lines += [f"injected: {line}" for line in self.injected]
+        if self.image is not None and self.image.reason:
+            lines.append(f"not at the input: {self.image.reason}")
         if self.teacher:
             lines.append(f"teacher: {self.teacher}")
         lines += [f"{name}: {count:,} added parameters" for name, count in self.added]

@@ -12,7 +12,7 @@ from torch import nn
 import inpaint_distill
 from inpaint_distill import Config, load_host, save_host
 from inpaint_distill.config import from_dict, to_dict
-from inpaint_distill.errors import ConfigError, PlanError
+from inpaint_distill.errors import CaptureError, ConfigError, PlanError
 from inpaint_distill.host.trace import RESERVED as NAME
 from inpaint_distill.injection import injected
 
@@ -112,7 +112,7 @@ def test_an_adapters_own_call_shows_where_the_image_is():
     host = inpaint_distill.adapters.get("unet").build(levels=2, width=8)
     image, mask = batch()
     distiller = inpaint_distill.attach(host, make_optimizer(host), image=image, mask=mask, adapter="unet", config=FIXED)
-    assert "channels 0, 1, 2 of positional argument 0" in str(distiller.plan)
+    assert "channels 0, 1, 2 of argument 'x'" in str(distiller.plan)
 
 
 # -- what it does ------------------------------------------------------------------------------------------------------
@@ -302,3 +302,96 @@ def test_any_other_word_is_refused():
             Config(completion=True, completion_levels=value)
     assert from_dict(Config, to_dict(Config(completion=True))).completion_levels == "input"
     assert from_dict(Config, {"completion": True, "completion_levels": [0, 2]}).completion_levels == (0, 2)
+
+
+# -- planned by a guess ------------------------------------------------------------------------------------------------
+
+
+class MaskFirst(Plain):
+    """Takes what the first of the common conventions has, in another order."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+class MaskArgumentFirst(Plain):
+    def forward(self, mask, image):
+        return super().forward(mask, image)
+
+
+class Known(Plain):
+    """Empties its image itself, by a mask that is 1 where pixels are known."""
+
+    def forward(self, image, known):
+        return super().forward(image * known, known)
+
+
+def image_first(host, image, mask):
+    return host(torch.cat([0.5 - mask, image * (1 - mask)], 1))
+
+
+def mask_argument_first(host, image, mask):
+    return host(mask, image * (1 - mask))
+
+
+@pytest.mark.parametrize(
+    ("kind", "call", "place"),
+    [
+        (MaskFirst, image_first, "channels 1, 2, 3 of argument 'x'"),
+        (MaskArgumentFirst, mask_argument_first, "channels 0, 1, 2 of argument 'image'"),
+    ],
+)
+def test_a_block_that_was_planned_by_a_guess_moves_to_where_the_hosts_own_call_has_its_image(kind, call, place):
+    host = kind()
+    optimizer = make_optimizer(host)
+    image, mask = batch()
+    distiller = inpaint_distill.attach(host, optimizer, image=image, mask=mask, config=FIXED)
+    for image, mask in batches(3):
+        optimizer.zero_grad()
+        ((call(host, image, mask) - image).abs().mean() + distiller.loss(image, mask)).backward()
+        optimizer.step()
+    assert injected(host).image_block.weight.any()
+    assert str(injected(host).image) == place
+    assert place in str(distiller.plan)
+
+
+def test_a_block_that_was_planned_by_a_guess_and_has_no_place_in_the_hosts_own_call_is_refused():
+    host = Known()
+    before = footprint(host)
+    image, mask = batch()
+    distiller = inpaint_distill.attach(host, make_optimizer(host), image=image, mask=mask, config=FIXED)
+    host(image * (1 - mask), 1 - mask)
+    with pytest.raises(PlanError, match="in the host's own call, the host does not read") as caught:
+        distiller.loss(image, mask)
+    assert "host(image, hole)" in caught.value.asked
+    assert footprint(host) == before
+    late = start(PLAIN, host)[-1]
+    host(image * (1 - mask), 1 - mask)
+    assert "not at the input: the host does not read what stands in the hole" in str(late.plan)
+
+
+def test_a_call_with_other_channels_than_were_planned_says_so():
+    host, optimizer, distiller = start(ZOO["concatenated"])
+    train(ZOO["concatenated"], host, optimizer, batches(1), distiller)
+    with pytest.raises(CaptureError, match="channels 0, 1, 2 of positional argument 0"):
+        host(batch()[1])
+
+
+def test_one_mask_for_the_whole_batch_is_enough():
+    for levels in ("input", (0,)):
+
+        class Shared(Plain):
+            def forward(self, image, mask):
+                return super().forward(image, mask.expand(len(image), -1, -1, -1))
+
+        host = Shared()
+        optimizer = make_optimizer(host)
+        distiller = inpaint_distill.attach(host, optimizer, config={**FIXED, "completion_levels": levels})
+        for image, mask in batches(3):
+            optimizer.zero_grad()
+            output = host(image * (1 - mask[:1]), mask[:1])
+            ((output - image).abs().mean() + distiller.loss(image, mask[:1])).backward()
+            optimizer.step()
+        own = injected(host)
+        assert (own.image_block is not None) == (levels == "input")
+        assert all(parameter.any() for parameter in own.parameters())

@@ -33,7 +33,8 @@ class Argument:
 
     def named(self, host: nn.Module) -> Self:
         """Look up by which other key the host's forward takes the same argument."""
-        names = list(inspect.signature(host.forward).parameters)
+        parameters = inspect.signature(host.forward).parameters.values()
+        names = [each.name if each.kind is each.POSITIONAL_OR_KEYWORD else None for each in parameters]
         first = self.path[0]
         if isinstance(first, int):
             return dataclasses.replace(self, also=names[first] if first < len(names) else None)

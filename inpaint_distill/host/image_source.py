@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
+from inpaint_distill.errors import CaptureError
 from inpaint_distill.host.compiling import uncompiled
 from inpaint_distill.host.guard import untouched
 from inpaint_distill.host.hole import Argument
 from inpaint_distill.host.tree import format_path, rebuild, tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
 
     from inpaint_distill.host.call import HostCall
 
-__all__ = ["ImageSource", "find_image"]
+__all__ = ["Found", "ImageSource", "find_image"]
 
 _FLAT = 1e-6
+_CLEARLY = 100  # times what the host's outputs differ by when nothing has changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,8 @@ class ImageSource(Argument):
     channels: tuple[int, ...]
 
     def __str__(self) -> str:
-        first = self.path[0]
-        where = f"argument {first!r}" if isinstance(first, str) else f"positional argument {first}"
+        first = self.path[0] if isinstance(self.path[0], str) else self.also
+        where = f"positional argument {self.path[0]}" if first is None else f"argument {first!r}"
         return f"channels {', '.join(map(str, self.channels))} of {where}{format_path(self.path[1:])}"
 
     @staticmethod
@@ -60,10 +62,13 @@ class ImageSource(Argument):
         """Return the arguments with the image replaced by ``change(image)``, an image (B, C, H, W) of the same shape.
 
         Raises:
-            CaptureError: The call does not have the argument.
+            CaptureError: The call does not have the argument, or not with these channels.
         """
         path, tensor = self.find(args, kwargs)
         index = list(self.channels)
+        if tensor.ndim != 4 or tensor.shape[1] <= max(index):
+            fix = "call the host as it was called when its completion block was injected"
+            raise CaptureError(str(self), f"a tensor {tuple(tensor.shape)}", fix)
         first, last = index[0], index[-1] + 1
         if index == list(range(first, last)):
             pieces = [tensor[:, :first], change(tensor[:, first:last]), tensor[:, last:]]
@@ -75,47 +80,63 @@ class ImageSource(Argument):
         return (container, kwargs) if isinstance(path[0], int) else (args, container)
 
 
-def find_image(host: nn.Module, call: HostCall) -> ImageSource | None:
+class Found(NamedTuple):
+    """What :func:`find_image` has found.
+
+    Attributes:
+        source: The image; ``None`` where there is none.
+        reason: Why not; empty where there is one.
+    """
+
+    source: ImageSource | None
+    reason: str = ""
+
+
+def find_image(host: nn.Module, call: HostCall) -> Found:
     """Find an emptied image among a call's arguments that the host reads in its holes too.
 
     It is told by its values: each channel has one value in the hole, which another channel marks with two values, and
-    several outside. Whether the host reads what stands there, and does not empty its image itself, is tried: its
-    outputs differ when something else does.
+    several outside. Of several such, the one of most channels is tried first. Whether the host reads what stands in the
+    hole, and does not empty its image itself, is tried: its outputs differ when something else does.
 
     Args:
         host: The model, as before afterwards.
         call: Its own call.
-
-    Returns:
-        The image; ``None`` where there is none, or the host does not read it in its holes.
     """
     size = call.image_size()
-    planes = [(path, tensor) for path, tensor in call.tensors() if tensor.ndim == 4 and tensor.shape[2:] == size]
+    planes = [(path, tensor) for path, tensor in call.tensors() if tensor.shape[-2:] == size]
+    candidates: list[tuple[ImageSource, Tensor]] = []
     with torch.no_grad():
         for hole in (hole for _, tensor in planes for hole in _holes(tensor)):
             for path, tensor in planes:
-                found = tuple(index for index, plane in enumerate(tensor.unbind(1)) if _is_emptied(plane, hole))
-                if found:
-                    source = ImageSource(path=path, channels=found).named(host)
-                    return source if _is_read(host, call, source, hole) else None
-    return None
+                if tensor.ndim == 4 and tensor.is_floating_point() and len(hole) in (1, len(tensor)):
+                    own = hole.expand(len(tensor), -1, -1)
+                    channels = tuple(index for index, plane in enumerate(tensor.unbind(1)) if _is_emptied(plane, own))
+                    if channels:
+                        candidates.append((ImageSource(path=path, channels=channels).named(host), own))
+        candidates.sort(key=lambda each: -len(each[0].channels))
+        for source, hole in candidates:
+            if _is_read(host, call, source, hole):
+                return Found(source)
+    if candidates:
+        return Found(None, f"the host does not read what stands in the hole of {candidates[0][0]}")
+    return Found(None, "no argument of the host's call is an image that is empty in a hole that another one marks")
 
 
-def _holes(tensor: Tensor) -> list[Tensor]:
-    """Return the planes (B, H, W), true in what may be a hole, that channels of two values mark."""
-    found = []
-    for plane in tensor.detach().float().unbind(1):
+def _holes(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the planes (B, H, W), true in what may be a hole, that channels of two values mark."""
+    if tensor.ndim not in (3, 4) or tensor.is_complex():
+        return
+    for plane in (tensor if tensor.ndim == 4 else tensor.unsqueeze(1)).detach().float().unbind(1):
         low, high = plane.amin(), plane.amax()
         upper = plane == high
         if high > low and bool((upper | (plane == low)).all()):
-            found += [upper, ~upper]
-    return found
+            yield upper
+            yield ~upper
 
 
 def _is_emptied(plane: Tensor, hole: Tensor) -> bool:
     """Tell whether a channel (B, H, W) is flat in the hole, and neither flat nor two-valued outside."""
-    if plane.shape != hole.shape:
-        return False
     inside, outside = plane.detach()[hole].float(), plane.detach()[~hole].float()
     if not inside.numel() or not outside.numel() or inside.amax() - inside.amin() > _FLAT:
         return False
@@ -123,18 +144,30 @@ def _is_emptied(plane: Tensor, hole: Tensor) -> bool:
 
 
 def _is_read(host: nn.Module, call: HostCall, source: ImageSource, hole: Tensor) -> bool:
-    """Run the host with something else in the hole, and tell whether that changes what it puts out."""
+    """Run the host twice, and with something else in the hole, and tell whether that changes what it puts out."""
 
     def stir(image: Tensor) -> Tensor:
         spread = image.float().std().clamp_min(_FLAT)
-        other = image.float().mean() + spread * torch.linspace(-1, 1, image[0, 0].numel()).view(image.shape[2:]).to(
-            image
-        )
-        return torch.where(hole[:, None], other.to(image.dtype), image)
+        ramp = torch.linspace(-1, 1, image[0, 0].numel(), device=image.device).view(image.shape[2:])
+        return torch.where(hole[:, None], (image.float().mean() + spread * ramp).to(image.dtype), image)
 
-    outputs = []
     args, kwargs = source.rewrite(call.args, call.kwargs or {}, stir)
-    for each in (call, dataclasses.replace(call, args=args, kwargs=kwargs)):
+    changed = dataclasses.replace(call, args=args, kwargs=kwargs)
+    outputs = []
+    for each in (call, call, changed):
+        given = {tensor.data_ptr() for _, tensor in each.tensors()}
         with untouched(host), uncompiled():
-            outputs.append([tensor.clone() for _, tensor in tensors(each.run(host))])
-    return any(one.shape != other.shape or not torch.equal(one, other) for one, other in zip(*outputs, strict=True))
+            found = [tensor for _, tensor in tensors(each.run(host)) if tensor.is_floating_point()]
+            outputs.append([tensor.float().clone() for tensor in found if tensor.data_ptr() not in given])
+    first, again, other = outputs
+    if [each.shape for each in first] != [each.shape for each in other]:
+        return True
+    return any(_apart(a, c) > _CLEARLY * _apart(a, b) for a, b, c in zip(first, again, other, strict=True))
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference of two tensors; what is not finite in both is none."""
+    if one.shape != other.shape:
+        return 0.0
+    difference = (one - other).abs()[one.isfinite() & other.isfinite()]
+    return float(difference.max()) if difference.numel() else 0.0

@@ -93,7 +93,7 @@ class CompletionBlock(nn.Module):
 
         Args:
             feature: ``x'``, (B, C, H, W).
-            hole: (B, 1, h, w) of any resolution, 1 in the hole. Its area average over each pixel is ``M``.
+            hole: (B or 1, 1, h, w) of any resolution, 1 in the hole. Its area average over each pixel is ``M``.
 
         Returns:
             ``x``, in the shape, dtype and memory format of ``feature``.
@@ -103,7 +103,7 @@ class CompletionBlock(nn.Module):
         """
         height, width = feature.shape[2:]
         self.check_size((height, width))
-        share = F.adaptive_avg_pool2d(hole.float(), (height, width))
+        share = F.adaptive_avg_pool2d(hole.float(), (height, width)).expand(len(feature), -1, -1, -1)
         with torch.autocast(feature.device.type, enabled=False):
             wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
             completed = wide + share * (self._adapted(wide, share) if self.adaptive else self._convolved(wide, share))
