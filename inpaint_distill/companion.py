@@ -151,7 +151,7 @@ def adopt(optimizer: torch.optim.Optimizer, host: nn.Module, own: Injected) -> N
     """
     groups = optimizer.param_groups
     at_input = [] if own.image_block is None else [(own.image_block, None)]
-    for block, stage in [*at_input, *zip(own.blocks, own.stages, strict=True)]:
+    for block, stage in [*zip(own.blocks, own.stages, strict=True), *at_input]:  # as named_parameters() has them
         beside = {id(p) for p in host.get_submodule(stage.name).parameters()} if stage else set()
         chosen = next((g for g in groups if any(id(p) in beside for p in g["params"])), groups[0])
         present = {id(parameter) for group in groups for parameter in group["params"]}

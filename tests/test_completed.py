@@ -130,7 +130,7 @@ def test_a_host_that_has_the_blocks_takes_other_weights_for_them(tmp_path):
     ],
 )
 def test_another_host_is_left_as_it_was(tmp_path, name, words):
-    save_host(completed(PLAIN), tmp_path / "host")
+    save_host(completed(PLAIN, completion_levels=(0,)), tmp_path / "host")
     other = ZOO[name].build()
     before, state = footprint(other), state_of(other)
     with pytest.raises(StateError, match=words) as caught:
