@@ -511,31 +511,30 @@ class Distiller:
             with self.paused():
                 self._teacher.prepare(recipe, recipe.apply(call, image), image)
 
-    def _settle_image(self, call: HostCall) -> str:
-        """Move a block at the input to where the host's own call has its image; return why there is no such place."""
+    def _settle_image(self, call: HostCall) -> None:
+        """Move a block at the input to where the host's own call has its image, if it was planned by a guess."""
         own = self._injected
         if own is None or own.image is None or own.source is not None or not self._guessed:
-            return ""
+            return
         with self.paused():
-            found = find_image(self._host, call)
-        if found.source is None or len(found.source.channels) != len(own.image.channels):
-            return found.reason or f"{found.source}, where {own.image} was planned"
-        self._guessed = False
-        own.image = found.source
-        if self.plan is not None:
-            self.plan = dataclasses.replace(self.plan, injected=tuple(own.describe()))
-        return ""
+            found = find_image(self._host, call).source
+        if found is not None and len(found.channels) == len(own.image.channels):
+            self._guessed = False
+            own.image = found
+            if self.plan is not None:
+                self.plan = dataclasses.replace(self.plan, injected=tuple(own.describe()))
 
     def _derive(self, call: HostCall, image: Tensor, mask: Tensor) -> Recipe:
         self._recipe = derive(self._host, call, image, mask, self._wanted.adapter)
         if self._seeks_hole and self._injected is not None:
-            if found := self._settle_image(call):
-                asked = f"a completion block on {self._injected.image}, by the call {self.plan and self.plan.call}"
+            place = self._injected.image
+            if place is not None and self._guessed and not self._recipe.has_image(place):
                 self.undo()
-                fix = (
-                    "attach without image and mask, or with an adapter that calls it so, or with completion_levels=(0,)"
+                raise PlanError(
+                    f"a completion block on {place}, by the call {self.plan and self.plan.call}",
+                    f"the host's own call, {self._recipe.describe()}",
+                    "attach without image and mask, with an adapter that calls it so, or with completion_levels=(0,)",
                 )
-                raise PlanError(asked, f"in the host's own call, {found}", fix)
             source = self._recipe.hole(self._host)
             if source is None:
                 self.undo()

@@ -15,10 +15,10 @@ from inpaint_distill.host.attention_discovery import find_attention
 from inpaint_distill.host.conventions import find_convention
 from inpaint_distill.host.discovery import choose_encoder, find_encoders, span_of
 from inpaint_distill.host.guard import module_device
-from inpaint_distill.host.image_source import find_image
+from inpaint_distill.host.image_source import Found, find_image
 from inpaint_distill.host.named_stages import named_stages
 from inpaint_distill.host.stage import token_grid
-from inpaint_distill.host.trace import trace_call, trace_sizes, watched_call
+from inpaint_distill.host.trace import trace_call, trace_sizes, watched_calls
 from inpaint_distill.host.tree import format_path
 from inpaint_distill.host.wrappers import name_inside, unwrap
 from inpaint_distill.inputs import check_host, check_shapes, check_values
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from inpaint_distill.host.attention import AttentionSite
     from inpaint_distill.host.attention_choice import AttentionCandidate
     from inpaint_distill.host.call import HostCall
-    from inpaint_distill.host.image_source import Found
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.host.targets import Target
     from inpaint_distill.host.trace import Trace
@@ -230,7 +229,7 @@ def plan_call(host: nn.Module, call: HostCall, wanted: Wanted) -> Plan:
     Raises:
         PlanError: No stages are found, or a name does not fit.
     """
-    return _plan(host, trace_call(host, call), wanted, "the host's own", lambda: call)
+    return _plan(host, trace_call(host, call), wanted, "the host's own", lambda: [call])
 
 
 def plan_images(host: nn.Module, image: Tensor, mask: Tensor, wanted: Wanted) -> Plan:
@@ -243,18 +242,19 @@ def plan_images(host: nn.Module, image: Tensor, mask: Tensor, wanted: Wanted) ->
     mask = mask[:DRY_BATCH].to(device).float().expand(image.shape[0], -1, -1, -1)
     if adapter is None:
         convention = find_convention(host, image, mask)
-        call = convention.pack(image, mask)
-        return _plan(host, trace_call(host, call), wanted, str(convention), lambda: call)
+        # Which of the two the host's mask means is as good as a guess: a block at the input has to do under both.
+        calls = [each.pack(image, mask) for each in (convention, convention.inverted())]
+        return _plan(host, trace_call(host, calls[0]), wanted, str(convention), lambda: calls)
 
     def run(size: tuple[int, int]) -> object:
         return adapter.outputs(host, F.interpolate(image, size), F.interpolate(mask, size))
 
     size = (image.shape[2], image.shape[3])
     trace = trace_sizes(host, run, size)
-    return _plan(host, trace, wanted, f"adapter {adapter.name!r}", lambda: watched_call(host, lambda: run(size)))
+    return _plan(host, trace, wanted, f"adapter {adapter.name!r}", lambda: watched_calls(host, lambda: run(size))[:1])
 
 
-def _plan(host: nn.Module, trace: Trace, wanted: Wanted, words: str, call: Callable[[], HostCall | None]) -> Plan:
+def _plan(host: nn.Module, trace: Trace, wanted: Wanted, words: str, calls: Callable[[], list[HostCall]]) -> Plan:
     encoders: tuple[tuple[Stage, ...], ...] = ()
     deeper: tuple[Stage, ...] = ()
     if wanted.stages:
@@ -287,8 +287,16 @@ def _plan(host: nn.Module, trace: Trace, wanted: Wanted, words: str, call: Calla
         candidates=candidates,
         deeper=deeper,
         draws=trace.draws,
-        image=find_image(host, own) if wanted.image and (own := call()) else None,
+        image=_find_image(host, calls()) if wanted.image else None,
     )
+
+
+def _find_image(host: nn.Module, calls: list[HostCall]) -> Found:
+    """Return the image of the first of some calls if there is one in all of them."""
+    every = [find_image(host, call) for call in calls] or [
+        Found(None, "the adapter does not call the host as a module")
+    ]
+    return next((found for found in every if found.source is None), every[0])
 
 
 def _describe(site: AttentionSite, image_size: tuple[int, int]) -> str:

@@ -355,19 +355,41 @@ def test_a_block_that_was_planned_by_a_guess_moves_to_where_the_hosts_own_call_h
     assert place in str(distiller.plan)
 
 
-def test_a_block_that_was_planned_by_a_guess_and_has_no_place_in_the_hosts_own_call_is_refused():
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_host_that_empties_its_image_itself_has_it_after_its_first_stage_whatever_its_mask_is_taken_for(planned):
     host = Known()
+    image, mask = batch()
+    given = {"image": image, "mask": mask} if planned else {}
+    distiller = inpaint_distill.attach(host, make_optimizer(host), config=FIXED, **given)
+    host(image * (1 - mask), 1 - mask)
+    distiller.loss(image, mask)
+    assert "not at the input: the host does not read what stands in the hole" in str(distiller.plan)
+    assert [stage.name for stage in injected(host).stages] == ["enc0"]
+
+
+def test_a_hole_that_is_not_empty_in_the_hosts_own_call_leaves_it_where_the_image_is():
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    image, mask = batch()
+    distiller = inpaint_distill.attach(host, optimizer, image=image, mask=mask, config=FIXED)
+    for image, mask in batches(3):
+        optimizer.zero_grad()
+        output = host(image * (1 - mask) + mask * torch.randn_like(image), mask)
+        ((output - image).abs().mean() + distiller.loss(image, mask)).backward()
+        optimizer.step()
+    assert injected(host).image_block.weight.any()
+
+
+def test_a_block_that_was_planned_by_a_guess_and_has_no_place_in_the_hosts_own_call_is_refused():
+    host = Plain(inputs=6)
     before = footprint(host)
     image, mask = batch()
     distiller = inpaint_distill.attach(host, make_optimizer(host), image=image, mask=mask, config=FIXED)
-    host(image * (1 - mask), 1 - mask)
-    with pytest.raises(PlanError, match="in the host's own call, the host does not read") as caught:
+    host((1 - mask).repeat(1, 3, 1, 1), image)  # the other way round, and not emptied, so that it is not found
+    with pytest.raises(PlanError, match=r"3 mask;(.|\n)*3 image") as caught:
         distiller.loss(image, mask)
-    assert "host(image, hole)" in caught.value.asked
+    assert "by the call host(cat[image, ones, hole], hole)" in caught.value.asked
     assert footprint(host) == before
-    late = start(PLAIN, host)[-1]
-    host(image * (1 - mask), 1 - mask)
-    assert "not at the input: the host does not read what stands in the hole" in str(late.plan)
 
 
 def test_a_call_with_other_channels_than_were_planned_says_so():

@@ -116,6 +116,12 @@ class Convention:
             *map("+".join, self.arguments), scale=self.scale, fill=fill, outputs=self.outputs, extra=self.extra
         )
 
+    def inverted(self) -> Convention:
+        """Return this convention with a mask of the other meaning: 1 where pixels are known for 1 in the hole."""
+        words = {"hole": "known", "known": "hole", "hole3": "known3", "known3": "hole3"}
+        arguments = ("+".join(words.get(word, word) for word in argument) for argument in self.arguments)
+        return Convention(*arguments, scale=self.scale, fill=self.fill, outputs=self.outputs, extra=self.extra)
+
     def pack(self, image: Tensor, hole: Tensor) -> HostCall:
         """Return the host's arguments for an image (B, C, H, W) in [-1, 1] and its hole (B, 1, H, W)."""
         whole = self._scaled(image)

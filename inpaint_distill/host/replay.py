@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from inpaint_distill.host.image_source import ImageSource
     from inpaint_distill.host.tree import Path
 
 __all__ = ["Recipe", "derive_recipe"]
@@ -96,6 +97,14 @@ class Recipe:
                 slope, bias = float(found.slope[channel]), float(found.bias[channel])
                 return HoleSource(path=path, channel=channel, slope=slope, bias=bias).named(host)
         return None
+
+    def has_image(self, source: ImageSource) -> bool:
+        """Tell whether all channels of an argument that are thought to be the image are."""
+        for key in (source.path[0], source.also):
+            found = self.channels.get((key, *source.path[1:])) if key is not None else None
+            if found is not None and max(source.channels) < len(found.kinds):
+                return all(found.kinds[channel] in ("image", "latent") for channel in source.channels)
+        return False
 
     def fits(self, call: HostCall, image: Tensor, mask: Tensor) -> bool:
         """Tell whether a further call is still explained by this recipe; synchronises with the device."""

@@ -22,7 +22,7 @@ from inpaint_distill.host.tree import Path, tensors
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RESERVED", "Event", "Trace", "trace_call", "trace_forward", "trace_sizes", "watched_call"]
+__all__ = ["RESERVED", "Event", "Trace", "trace_call", "trace_forward", "trace_sizes", "watched_calls"]
 
 RESERVED = "inpaint_distill"
 """Name of the sub-module that holds what is injected into a host."""
@@ -203,8 +203,8 @@ def trace_sizes(host: nn.Module, run: Callable[[tuple[int, int]], Any], size: tu
         ) from error
 
 
-def watched_call(host: nn.Module, run: Callable[[], Any]) -> HostCall | None:
-    """Return the arguments that a host is first given in ``run``; ``None`` where it is not called as a module."""
+def watched_calls(host: nn.Module, run: Callable[[], Any]) -> list[HostCall]:
+    """Return the arguments that a host is given in ``run``, call by call; none where it is not called as a module."""
     calls: list[HostCall] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -216,7 +216,7 @@ def watched_call(host: nn.Module, run: Callable[[], Any]) -> HostCall | None:
             run()
     finally:
         handle.remove()
-    return calls[0] if calls else None
+    return calls
 
 
 def _image_size(call: HostCall) -> tuple[int, int]:
