@@ -370,6 +370,7 @@ def forest(study: Study, path: Path) -> None:
         row[key]
         for row in study.rows.values()
         if (row["arm"], row["metric"], row["bin"]) == (WHOLE, "hole_psnr", "all")
+        and row["comparison"] in COMPARISON_LABELS
         for key in ("mean", "low", "high")
     ]
     shown = [0.0, *(bound for bound in bounds if bound is not None)]
