@@ -321,8 +321,9 @@ class Distiller:
         device = module_device(self._host).type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         self._forwards.add(Forward(call, autocast, observation))
-        missed = fresh and module is self._host and self._injected is not None
-        return self._injected.rewrite_image(args, kwargs) if missed and self._injected else None
+        if fresh and module is self._host and self._injected is not None:
+            return self._injected.rewrite_image(args, kwargs)
+        return None
 
     @_disable_dynamo
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
