@@ -130,8 +130,8 @@ class Injected(nn.Module):
             return None
 
         def change(pixels: Tensor) -> Tensor:
-            nowhere = pixels.new_zeros(len(pixels), 1, *pixels.shape[2:])
-            changed: Tensor = block(pixels, nowhere if hole is None else hole)
+            own = pixels.new_zeros(len(pixels), 1, *pixels.shape[2:]) if hole is None else hole
+            changed: Tensor = block(pixels, own)
             return changed
 
         return image.rewrite(args, kwargs, change)

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from hosts import ZOO, batch, batches, footprint, make_optimizer, reconstruct, same, train
+from hosts import ZOO, batch, batches, footprint, make_optimizer, outputs, reconstruct, same, stir, train
 from hosts.base import Plain
 from torch import nn
 
@@ -26,25 +26,6 @@ def start(toy, host=None, optimizer=None, **config):
     host = host or toy.build()
     optimizer = optimizer or make_optimizer(host)
     return host, optimizer, inpaint_distill.attach(host, optimizer, config={**FIXED, **config})
-
-
-def stir(host):
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in injected(host).parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-
-
-def outputs(toy, host, seed=9):
-    """Run in eval mode from a fixed random state; the host's buffers are as before."""
-    host.eval()
-    state = copy.deepcopy(host.state_dict())
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(3)
-        output = toy.select(toy.call(host, *batch(seed))).clone()
-    host.load_state_dict(state)
-    host.train()
-    return output
 
 
 def given_to(module, run):

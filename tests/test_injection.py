@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from hosts import ZOO, ZOO_NAMES, batch, batches, footprint, make_optimizer, reconstruct, same, train
+from hosts import ZOO, ZOO_NAMES, batch, batches, footprint, make_optimizer, outputs, reconstruct, same, stir, train
 from hosts.base import Plain, Up, block
 from torch import nn
 
@@ -45,26 +45,6 @@ def start_again(host, optimizer, **config):
     image, mask = batch(0)
     config = {**FIXED, "completion": True, **config}
     return inpaint_distill.attach(host, optimizer, image=image, mask=mask, config=config)
-
-
-def stir(host):
-    """Move what is injected away from the identity."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in injected(host).parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-
-
-def outputs(toy, host, seed=9):
-    """Run in eval mode from a fixed random state; the host's buffers are as before."""
-    host.eval()
-    state = copy.deepcopy(host.state_dict())
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(3)
-        output = toy.select(toy.call(host, *batch(seed))).clone()
-    host.load_state_dict(state)
-    host.train()
-    return output
 
 
 def stage_output(host, name, run):

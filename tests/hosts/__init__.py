@@ -1,7 +1,18 @@
 """The toy zoo: one small host per trait of public inpainting models, and the loop that trains them in tests."""
 
 from hosts.families import EVERY_HOST, FAMILIES, SAMPLE
-from hosts.loop import batch, batches, footprint, make_optimizer, reconstruct, same, state_of, train
+from hosts.loop import (
+    batch,
+    batches,
+    footprint,
+    make_optimizer,
+    outputs,
+    reconstruct,
+    same,
+    state_of,
+    stir,
+    train,
+)
 from hosts.zoo import ZOO, ZOO_NAMES, ToyHost
 
 __all__ = [
@@ -15,8 +26,10 @@ __all__ = [
     "batches",
     "footprint",
     "make_optimizer",
+    "outputs",
     "reconstruct",
     "same",
     "state_of",
+    "stir",
     "train",
 ]

@@ -6,7 +6,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["batch", "batches", "footprint", "make_optimizer", "reconstruct", "same", "state_of", "train"]
+from inpaint_distill.injection import injected
+
+__all__ = [
+    "batch",
+    "batches",
+    "footprint",
+    "make_optimizer",
+    "outputs",
+    "reconstruct",
+    "same",
+    "state_of",
+    "stir",
+    "train",
+]
 
 
 def batch(seed=0, count=2, size=32, channels=3):
@@ -102,3 +115,23 @@ def footprint(host):
                 own[key] = value
         notes[name] = (type(part), own)
     return notes
+
+
+def outputs(toy, host, seed=9):
+    """Run in eval mode from a fixed random state; the host's buffers are as before."""
+    host.eval()
+    state = copy.deepcopy(host.state_dict())
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(3)
+        output = toy.select(toy.call(host, *batch(seed))).clone()
+    host.load_state_dict(state)
+    host.train()
+    return output
+
+
+def stir(host):
+    """Move what is injected away from the identity."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in injected(host).parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
