@@ -269,6 +269,8 @@ def parts(study: Study) -> str:
         ("steps", WHOLE): "with distillation",
         ("filled", BLOCK): "block minus interpolated",
         ("block", WHOLE): "distillation minus block",
+        ("filled", WHOLE): "distillation minus interpolated",
+        ("filled_time", WHOLE): "the same, equal wall-clock",
     }
     rows: list[Sequence[str]] = []
     for regime, host in itertools.product(study.regimes, (*study.hosts, None)):

@@ -116,6 +116,8 @@ class Config:
             from 0; ``None`` for those below image resolution and above a single pixel.
         completion_adaptive: Give the blocks a kernel and offsets per pixel (DGI) instead of two convolutions that see
             the hole interpolated, which cost less; which gain more depends on the host (docs/boost.md).
+        completion_start: What a block at the input does before it is trained: nothing (``identity``), or fill the hole
+            in from around it (``interpolation``). One after a stage starts as the identity.
         fusion: Inject an attention module with global-local fusion after the deepest stage; it stays in the host.
         balance: Scale each term to its share of the host's gradient norm, or leave the weights as they are.
         every: Distil at every n-th optimizer step alone, n times as strongly, which costs an n-th (ours).
@@ -141,6 +143,7 @@ class Config:
     completion: bool = False
     completion_levels: Literal["input"] | tuple[int, ...] | None = "input"
     completion_adaptive: bool = False
+    completion_start: Literal["identity", "interpolation"] = "identity"
     fusion: bool = False
     balance: Literal["gradient_norm", "none"] = "gradient_norm"
     every: int = 1
@@ -171,6 +174,10 @@ class Config:
             raise ConfigError("completion_levels", "completion is off", "set completion=True")
         if self.completion_adaptive and not self.completion:
             raise ConfigError("completion_adaptive", "completion is off", "set completion=True")
+        if self.completion_start != "identity" and not (self.completion and self.completion_levels == "input"):
+            found = "blocks after stages, which start as the identity" if self.completion else "completion is off"
+            fix = "leave completion_levels at 'input'" if self.completion else "set completion=True"
+            raise ConfigError(f"completion_start = {self.completion_start!r}", found, fix)
         if self.decay is not None and not 0 <= self.decay[0] < self.decay[1]:
             raise ConfigError("decay", f"{self.decay}", "use (first, last) steps with 0 <= first < last")
 

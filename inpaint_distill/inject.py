@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from inpaint_distill.errors import PlanError
 from inpaint_distill.host.attention import AttentionSite
 from inpaint_distill.host.trace import RESERVED
-from inpaint_distill.injection import KINDS, Injected, injected, kind_of
+from inpaint_distill.injection import KINDS, Injected, completion_kind, injected, kind_of
 from inpaint_distill.networks.completion import CompletionBlock
 from inpaint_distill.networks.fusion import GlobalLocalAttention
 
@@ -29,9 +29,9 @@ def inject(
     """Inject what a configuration asks for, or take what an earlier distiller left in the host.
 
     Args:
-        host: The model; its outputs do not change.
+        host: The model; its outputs do not change, unless a block is to start at the interpolation.
         plan: Its stages and attention.
-        config: ``completion`` and ``fusion``.
+        config: ``completion``, what belongs to it, and ``fusion``.
         tap: Whether the injected attention is to be tapped.
 
     Returns:
@@ -43,25 +43,27 @@ def inject(
     """
     if not (config.completion or config.fusion):
         return None, plan.attention
-    completion = "adaptive completion" if config.completion_adaptive else "completion"
+    own = injected(host)
+    image = plan.image.source if config.completion and plan.image is not None else None
+    at_input = image is not None if own is None else own.image_block is not None
+    interpolate = at_input and config.completion_start == "interpolation"
+    completion = completion_kind(adaptive=config.completion_adaptive, interpolate=interpolate)
     # What is added last rewrites first: the attention sees the completed feature.
     wanted = ["fusion"] * config.fusion + [completion] * config.completion
-    own = injected(host)
     if own is None:
         stages = {"fusion": [plan.stages[-1]], completion: []}
-        image = plan.image.source if config.completion and plan.image is not None else None
         if config.completion and image is None:
             stages[completion] = completion_stages(plan.stages, config, plan.image_size)
         added = [(KINDS[kind][1](stage.channels), stage) for kind in wanted for stage in stages[kind]]
         own = Injected()
         own.install(host)
         if image is not None:
-            own.add_at_input(host, image, adaptive=config.completion_adaptive)
+            own.add_at_input(host, image, completion)
         for block, stage in added:
             own.add(host, block, stage)
     else:
-        at_input = [own.image_block] if own.image_block is not None else []
-        present = list(dict.fromkeys(kind_of(block) for block in (*own.blocks, *at_input)))
+        blocks = [*own.blocks, *([own.image_block] if own.image_block is not None else [])]
+        present = list(dict.fromkeys(kind_of(block) for block in blocks))
         if present != wanted:
             raise PlanError(
                 f"to inject {' and '.join(KINDS[kind][0] for kind in wanted)}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,17 @@ _Block = TypeVar("_Block", bound=nn.Module)
 
 __all__ = ["KINDS", "Injected", "check_unlisted", "injected", "kind_of"]
 
-KINDS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
+KINDS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
     "completion": ("completion block", CompletionBlock),
     "adaptive completion": ("adaptive completion block", partial(CompletionBlock, adaptive=True)),
+    "interpolating completion": (
+        "completion block that starts at the interpolation",
+        partial(CompletionBlock, interpolate=True),
+    ),
+    "adaptive interpolating completion": (
+        "adaptive completion block that starts at the interpolation",
+        partial(CompletionBlock, adaptive=True, interpolate=True),
+    ),
     "fusion": ("attention with global-local fusion", GlobalLocalAttention),
 }
 """By the names in files: the name in messages, and how to build one for so many channels."""
@@ -42,7 +50,7 @@ class Injected(nn.Module):
     """What is injected into one host: registered on its root, run by hooks that rewrite the outputs of its stages.
 
     It moves with the host, is in its ``state_dict``, and is copied and pickled with it, hooks included. Each of its
-    blocks starts as the identity.
+    blocks starts as the identity, but for one at the input that is to start at the interpolation.
     """
 
     def __init__(self) -> None:
@@ -86,9 +94,10 @@ class Injected(nn.Module):
         self.stages.append(stage)
         module.register_forward_hook(_Rewrite(self, len(self.blocks) - 1), prepend=True)
 
-    def add_at_input(self, host: nn.Module, image: ImageSource, *, adaptive: bool = False) -> None:
+    def add_at_input(self, host: nn.Module, image: ImageSource, kind: str) -> None:
         """Let a completion block rewrite the image among the host's arguments, after any other hook has seen it."""
-        block = CompletionBlock(len(image.channels), adaptive=adaptive, hidden=None if adaptive else _HIDDEN)
+        hidden = {} if "adaptive" in kind else {"hidden": _HIDDEN}
+        block = cast("CompletionBlock", KINDS[kind][1](len(image.channels), **hidden))
         self.image_block, self.image = _beside(block, host), image
         host.register_forward_pre_hook(_RewriteImage(self), with_kwargs=True)
 
@@ -211,8 +220,8 @@ class Injected(nn.Module):
         own.source = Injected.read_source(spec)
         if (image := spec.get("image")) is not None:
             image = dict(image)
-            adaptive = {"completion": False, "adaptive completion": True}[image.pop("kind")]
-            own.add_at_input(host, ImageSource.from_spec(image), adaptive=adaptive)
+            kind = image.pop("kind")
+            own.add_at_input(host, ImageSource.from_spec(image), kind)
         for each in spec["blocks"]:
             stage = Stage.from_spec(each["stage"])
             own.add(host, KINDS[each["kind"]][1](stage.channels), stage)
@@ -264,7 +273,12 @@ def kind_of(block: nn.Module) -> str:
     """Return a block's key in the table of kinds."""
     if not isinstance(block, CompletionBlock):
         return "fusion"
-    return "adaptive completion" if block.adaptive else "completion"
+    return completion_kind(adaptive=block.adaptive, interpolate=block.interpolate)
+
+
+def completion_kind(*, adaptive: bool, interpolate: bool) -> str:
+    """Return the key of a completion block in the table of kinds."""
+    return f"{'adaptive ' if adaptive else ''}{'interpolating ' if interpolate else ''}completion"
 
 
 def _beside(block: _Block, *modules: nn.Module) -> _Block:

@@ -15,6 +15,7 @@ from inpaint_distill.config import from_dict, to_dict
 from inpaint_distill.errors import CaptureError, ConfigError, PlanError
 from inpaint_distill.host.trace import RESERVED as NAME
 from inpaint_distill.injection import injected
+from inpaint_distill.networks.fill import pull_push
 
 PLAIN = ZOO["separate"]
 FIXED = {"warmup": 0, "balance": "none", "ema_decay": 0.9, "completion": True}
@@ -94,6 +95,36 @@ def test_an_adapters_own_call_shows_where_the_image_is():
     image, mask = batch()
     distiller = inpaint_distill.attach(host, make_optimizer(host), image=image, mask=mask, adapter="unet", config=FIXED)
     assert "channels 0, 1, 2 of argument 'x'" in str(distiller.plan)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_it_can_start_at_the_interpolation(name):
+    toy = ZOO[name]
+    host, optimizer, distiller = start(toy, completion_start="interpolation")
+    image, mask = batch(0)
+    reconstruct(toy, host, image, mask).backward()
+    distiller.loss(image, mask)
+    own = injected(host)
+    changed = []
+    handle = own.image_block.register_forward_hook(lambda _, args, output: changed.append((*args, output)))
+    outputs(toy, host)
+    handle.remove()
+    ((emptied, hole, completed),) = changed
+    torch.testing.assert_close(completed, pull_push(emptied, 1 - hole.expand(len(emptied), -1, -1, -1)))
+    assert not own.image_block.weight.any()
+    assert any("that starts at the interpolation" in line for line in own.describe())
+    optimizer.zero_grad()
+    train(toy, host, optimizer, batches(3, 2), distiller)
+    assert own.image_block.weight.any()
+
+
+def test_one_after_a_stage_starts_as_the_identity_whatever_was_asked_for():
+    found = []
+    for asked in ("identity", "interpolation"):
+        host, optimizer, distiller = start(ZOO["partial_conv"], completion_start=asked)
+        train(ZOO["partial_conv"], host, optimizer, batches(3), distiller)
+        found.append(host.state_dict())
+    assert same(*found)
 
 
 # -- what it does ------------------------------------------------------------------------------------------------------
@@ -178,14 +209,16 @@ def test_gradients_reach_it_through_the_host_also_where_a_whole_forward_is_run_a
 # -- what stays, and what goes -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("begin", ["identity", "interpolation"])
 @pytest.mark.parametrize("adaptive", [False, True], ids=["plain", "adaptive"])
 @pytest.mark.parametrize("name", READ)
-def test_it_stays_in_the_host_in_a_copy_and_in_a_file_or_goes_without_trace(tmp_path, name, adaptive):
+def test_it_stays_in_the_host_in_a_copy_and_in_a_file_or_goes_without_trace(tmp_path, name, adaptive, begin):
     toy = ZOO[name]
     host = toy.build()
     optimizer = make_optimizer(host)
     trace, count = footprint(host), len(optimizer.param_groups[0]["params"])
-    distiller = start(toy, host, optimizer, completion_adaptive=adaptive)[-1]
+    kind = {"completion_adaptive": adaptive, "completion_start": begin}
+    distiller = start(toy, host, optimizer, **kind)[-1]
     train(toy, host, optimizer, batches(2), distiller)
     stir(host)
     expected = outputs(toy, host)
@@ -200,7 +233,7 @@ def test_it_stays_in_the_host_in_a_copy_and_in_a_file_or_goes_without_trace(tmp_
     bare = toy.build(seed=1)
     bare.load_state_dict({key: value for key, value in host.state_dict().items() if not key.startswith(NAME)})
     assert not torch.equal(outputs(toy, bare), expected), "the block counts"
-    again = start(toy, host, optimizer, completion_adaptive=adaptive)[-1]
+    again = start(toy, host, optimizer, **kind)[-1]
     train(toy, host, optimizer, batches(1, 3), again)
     again.detach(keep_completion=False)
     assert injected(host) is None
@@ -209,9 +242,10 @@ def test_it_stays_in_the_host_in_a_copy_and_in_a_file_or_goes_without_trace(tmp_
     assert not host._forward_pre_hooks or set(host._forward_pre_hooks) == set(toy.build()._forward_pre_hooks)
 
 
-def test_a_saved_distiller_goes_on_where_it_was(tmp_path):
+@pytest.mark.parametrize("begin", ["identity", "interpolation"])
+def test_a_saved_distiller_goes_on_where_it_was(tmp_path, begin):
     ends = []
-    host, optimizer, distiller = start(PLAIN)
+    host, optimizer, distiller = start(PLAIN, completion_start=begin)
     train(PLAIN, host, optimizer, batches(3), distiller)
     distiller.save(tmp_path / "distiller")
     save_host(host, tmp_path / "host")
@@ -221,7 +255,7 @@ def test_a_saved_distiller_goes_on_where_it_was(tmp_path):
     host = load_host(PLAIN.build(seed=4), tmp_path / "host")
     optimizer = make_optimizer(host)
     optimizer.load_state_dict(moments)
-    distiller = start(PLAIN, host, optimizer)[-1]
+    distiller = start(PLAIN, host, optimizer, completion_start=begin)[-1]
     distiller.load(tmp_path / "distiller")
     train(PLAIN, host, optimizer, batches(3, 3), distiller)
     ends.append(host.state_dict())
@@ -247,10 +281,11 @@ def test_a_second_distiller_takes_it_for_the_completion_it_was_asked_for():
     train(PLAIN, host, optimizer, batches(1), again)
     assert injected(host) is own
     again.detach()
-    refused = start(PLAIN, host, optimizer, completion_adaptive=True)[-1]
-    with pytest.raises(PlanError, match="the host has completion block already"):
-        PLAIN.call(host, *batch())
-    refused.detach()
+    for kind in ({"completion_adaptive": True}, {"completion_start": "interpolation"}):
+        refused = start(PLAIN, host, optimizer, **kind)[-1]
+        with pytest.raises(PlanError, match="the host has completion block already"):
+            PLAIN.call(host, *batch())
+        refused.detach()
 
 
 def test_it_joins_the_first_group_of_the_users_optimizer():

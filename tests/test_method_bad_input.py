@@ -47,6 +47,15 @@ BAD_SETTINGS = {
     ),
     "levels without blocks": (lambda: Config(completion_levels=(1,)), ("completion_levels", "completion=True")),
     "adaptive without blocks": (lambda: Config(completion_adaptive=True), ("completion_adaptive", "completion=True")),
+    "a start without blocks": (
+        lambda: Config(completion_start="interpolation"),
+        ("completion_start", "completion is off", "completion=True"),
+    ),
+    "a start after stages": (
+        lambda: Config(completion=True, completion_levels=(0,), completion_start="interpolation"),
+        ("completion_start", "after stages", "completion_levels"),
+    ),
+    "a start that does not exist": (lambda: Config(completion_start="zero"), ("zero", "identity, interpolation")),
     "completion that is a word": (lambda: Config(completion="yes"), ("completion", "'yes'", "bool")),
     "fusion that is a number": (lambda: Config(fusion=1), ("fusion", "1", "bool")),
     "block without channels": (lambda: CompletionBlock(0), ("completion block", "channels=0")),

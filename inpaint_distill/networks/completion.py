@@ -41,6 +41,7 @@ class CompletionBlock(nn.Module):
         kernel_size: K, odd.
         adaptive: Whether ``B`` is DGI's, with a kernel and offsets per pixel.
         hidden: Channels between the two convolutions of the plain block; as many as the feature's by default.
+        interpolate: Whether ``F(x')`` is ``P + B(x')`` instead: the block starts by filling the hole in from around it.
 
     Raises:
         ConfigError: Fewer than one channel, or a kernel size that is not odd and positive.
@@ -52,7 +53,13 @@ class CompletionBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int, kernel_size: int = 3, *, adaptive: bool = False, hidden: int | None = None
+        self,
+        channels: int,
+        kernel_size: int = 3,
+        *,
+        adaptive: bool = False,
+        hidden: int | None = None,
+        interpolate: bool = False,
     ) -> None:
         super().__init__()
         if channels < 1:
@@ -64,7 +71,7 @@ class CompletionBlock(nn.Module):
             raise ConfigError("a completion block", f"kernel_size={kernel_size}", "use an odd size such as 3")
         hidden = hidden or channels
         self.weight = nn.Parameter(torch.zeros(channels, hidden, kernel_size, kernel_size))
-        self.adaptive = adaptive
+        self.adaptive, self.interpolate = adaptive, interpolate
         if adaptive:
             points = kernel_size * kernel_size
             self.kernel = nn.Conv2d(channels + 1, points, 3, padding=1)
@@ -106,12 +113,16 @@ class CompletionBlock(nn.Module):
         share = F.adaptive_avg_pool2d(hole.float(), (height, width)).expand(len(feature), -1, -1, -1)
         with torch.autocast(feature.device.type, enabled=False):
             wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
-            completed = wide + share * (self._adapted(wide, share) if self.adaptive else self._convolved(wide, share))
+            filled = wide if self.adaptive and not self.interpolate else pull_push(wide, 1 - share)
+            branch = self._adapted(wide, share) if self.adaptive else self._convolved(wide, share, filled)
+            if self.interpolate:
+                branch = branch + (filled - wide)
+            completed = wide + share * branch
         # Not by `share` alone: 0 times an overflow is NaN.
         return torch.where(share > 0, completed.to(feature.dtype), feature)
 
-    def _convolved(self, feature: Tensor, share: Tensor) -> Tensor:
-        seen = torch.cat([feature, pull_push(feature, 1 - share), share], dim=1).to(self.weight.dtype)
+    def _convolved(self, feature: Tensor, share: Tensor, filled: Tensor) -> Tensor:
+        seen = torch.cat([feature, filled, share], dim=1).to(self.weight.dtype)
         hidden = F.silu(self.hidden(seen)).to(feature.dtype)
         return F.conv2d(hidden, self.weight.to(feature.dtype), padding=self.weight.shape[-1] // 2)
 

@@ -18,7 +18,9 @@ __all__ = [
     "BLOCK",
     "CHANGES",
     "FILLED",
+    "FILLED_LONGER",
     "LONGER",
+    "LONGER_OF",
     "VARIANTS",
     "WHOLE",
     "WIDENED",
@@ -32,7 +34,9 @@ __all__ = [
 BARE, LONGER, WHOLE, WIDENED = "bare", "bare_equal_time", "distilled", "widened"
 BLOCK = "completion"  # the arm that has completion blocks and no distillation
 FILLED = "filled"  # the arm that is given its holes interpolated instead of emptied, and has nothing else
-ALONE = (BARE, LONGER, WIDENED, FILLED)  # the arms without distiller
+FILLED_LONGER = "filled_equal_time"
+LONGER_OF = {LONGER: BARE, FILLED_LONGER: FILLED}  # the arms that are trained for the last variant's wall-clock
+ALONE = (BARE, WIDENED, FILLED, *LONGER_OF)  # the arms without distiller
 
 _WEIGHTS = {"cross": 0.1, "self": 0.0125, "attention": 0.1}  # of a term that the study's own distillation leaves out
 
@@ -87,7 +91,7 @@ def _normalized(how: str) -> dict[str, Any]:
 
 
 def _blocks(*levels: int) -> dict[str, Any]:
-    return {"completion": True, "completion_levels": levels}
+    return {"completion": True, "completion_levels": levels, "completion_start": "identity"}
 
 
 # About where the balance takes the factors of the default weights after 100 steps, 32 px, of partial-conv, gated-conv
@@ -125,6 +129,7 @@ ARM_LABELS = {
     LONGER: "host, trained longer (equal wall-clock)",
     WIDENED: "host, widened",
     FILLED: "host, holes interpolated",
+    FILLED_LONGER: "host, holes interpolated, trained longer (equal wall-clock)",
     **{name: variant.label for name, variant in VARIANTS.items()},
     **{name: change.label for name, change in CHANGES.items()},
 }
@@ -147,6 +152,8 @@ class Contrast(NamedTuple):
 def contrasts(variants: Sequence[str], *, equal_time: bool) -> list[Contrast]:
     """Return what is compared: each arm with the host, and some with each other; the last also at equal wall-clock.
 
+    At equal wall-clock with the host, and, where that is there, with the one whose holes are interpolated.
+
     Where both are there, each look-ahead is compared with none, each changed distillation with the study's own, what
     has completion blocks with the host that has their parameters as width and with the one whose holes are
     interpolated, and distilled blocks with the same alone.
@@ -165,7 +172,8 @@ def contrasts(variants: Sequence[str], *, equal_time: bool) -> list[Contrast]:
         if baseline in variants:
             found += [Contrast("steps", baseline, name) for name in arms if name in variants]
     if equal_time:
-        found.append(Contrast("time", LONGER, variants[-1]))
+        arms = (BARE, *variants[:-1])
+        found += [Contrast("time", longer, variants[-1]) for longer, alone in LONGER_OF.items() if alone in arms]
     return found
 
 
@@ -211,7 +219,7 @@ def _parts(variant: Variant, study: Config) -> dict[str, Any]:
         values["meta"] = None
     values["completion"] = variant.completion
     if not variant.completion:
-        values |= {"completion_levels": "input", "completion_adaptive": False}
+        values |= {"completion_levels": "input", "completion_adaptive": False, "completion_start": "identity"}
     if "attention" not in variant.terms:
         values["fusion"] = False
     return values

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from inpaint_distill.config import from_dict, to_dict
 from inpaint_distill.errors import StateError
 from inpaint_distill.files import read_json, write_json, write_text
-from inpaint_distill.training.ablation import ALONE, BARE, LONGER
+from inpaint_distill.training.ablation import ALONE, BARE, LONGER_OF, contrasts
 from inpaint_distill.training.cost import step_cost
 from inpaint_distill.training.data import load_data
 from inpaint_distill.training.figures import curves, differences, forest, panels
@@ -27,6 +27,8 @@ from inpaint_distill.training.settings import BoostSettings, Run
 from inpaint_distill.training.tables import METRIC_FORMATS, markdown_overview, markdown_table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from inpaint_distill.training.data import StudyData
@@ -69,7 +71,7 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
     with Progress(*columns, console=console) as progress, Pool(settings, data, runs, progress) as pool:
         tuning = _tune(settings, pool)
         lr = next(trial["lr"] for trial in tuning if trial["chosen"])
-        plan = _runs(settings, lr, cost["ratio"][settings.variants[-1]])
+        plan = _runs(settings, lr, cost["ratio"])
         results = pool.train(plan, "train")
         restored = {run.arm: pool.restored(run) for run in plan if run.seed == settings.seeds[0]}
     shown = scored(settings, data)
@@ -176,18 +178,18 @@ def _cost(settings: BoostSettings, data: StudyData | None, folder: Path) -> dict
     return read_json(file, "the cost of a step", "delete it and go on with --resume: it is measured again")
 
 
-def _runs(settings: BoostSettings, lr: float, ratio: float) -> list[Run]:
+def _runs(settings: BoostSettings, lr: float, ratio: Mapping[str, float]) -> list[Run]:
     """List the study's runs, seed by seed, so that a study cut short has whole pairs.
 
     Args:
         settings: The study.
         lr: Learning rate of every run.
-        ratio: Cost of a step of the last variant, in steps of the bare host, over the whole training.
+        ratio: Cost of a step of each arm, in steps of the bare host, over the whole training.
     """
-    longer = max(settings.steps, round(settings.steps * ratio))
-    runs = []
-    for seed in settings.seeds:
-        runs += [Run(arm=arm, seed=seed, steps=settings.steps, lr=lr) for arm in (BARE, *settings.variants)]
-        if settings.equal_time:
-            runs.append(Run(arm=LONGER, seed=seed, steps=longer, lr=lr))
-    return runs
+    arms = (BARE, *settings.variants)
+    steps = dict.fromkeys(arms, settings.steps)
+    for contrast in contrasts(settings.variants, equal_time=settings.equal_time):
+        if contrast.comparison == "time":
+            share = ratio[contrast.arm] / ratio[LONGER_OF[contrast.baseline]]
+            steps[contrast.baseline] = max(settings.steps, round(settings.steps * share))
+    return [Run(arm=arm, seed=seed, steps=own, lr=lr) for seed in settings.seeds for arm, own in steps.items()]

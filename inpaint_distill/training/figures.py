@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from inpaint_distill.training.ablation import ARM_LABELS, BARE, BLOCK, FILLED, LONGER, WHOLE, WIDENED
+from inpaint_distill.training.ablation import ARM_LABELS, BARE, BLOCK, FILLED, FILLED_LONGER, LONGER, WHOLE, WIDENED
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.metrics import score
 from inpaint_distill.training.result import made_contrasts, main_split
@@ -59,6 +59,7 @@ _ARM_STYLES = {
     WIDENED: ("#D55E00", "--"),
     FILLED: ("#56B4E9", "--"),
     LONGER: ("#E69F00", "--"),
+    FILLED_LONGER: ("#56B4E9", ":"),
 }
 _GAIN, _LOSS = _ARM_STYLES[WHOLE][0], _ARM_STYLES[BARE][0]
 _INK, _QUIET, _HOLE = "#222222", "#8A8A8A", (0.85, 0.25, 0.60)

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from inpaint_distill.adapters import get
 from inpaint_distill.config import Config
 from inpaint_distill.errors import ConfigError, near_names
-from inpaint_distill.training.ablation import ALONE, ARM_LABELS, BARE, CHANGES, FILLED, WHOLE, WIDENED, variant_config
+from inpaint_distill.training.ablation import (
+    ALONE,
+    ARM_LABELS,
+    BARE,
+    CHANGES,
+    FILLED,
+    LONGER_OF,
+    WHOLE,
+    WIDENED,
+    variant_config,
+)
 
 if TYPE_CHECKING:
     from inpaint_distill.host.adapter import Adapter
@@ -149,7 +159,7 @@ class BoostSettings:
             ConfigError: There is none of that name.
         """
         found = get(self.host)
-        return found.interpolated() if self.interpolate or arm == FILLED else found
+        return found.interpolated() if self.interpolate or LONGER_OF.get(arm, arm) == FILLED else found
 
     def options_for(self, arm: str) -> dict[str, Any]:
         """Return the arguments of ``build`` for an arm."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from inpaint_distill.training.ablation import ARM_LABELS, BARE, LONGER, WHOLE
+from inpaint_distill.training.ablation import ARM_LABELS, BARE, LONGER_OF, WHOLE
 from inpaint_distill.training.result import interval_of, made_contrasts, main_split
 from inpaint_distill.training.statistics import Interval, sentence, verdict
 
@@ -110,7 +110,7 @@ def overview(result: Mapping[str, Any], split: str, metrics: Sequence[str]) -> l
         if not table and contrast.baseline == BARE:
             means = (Cell(_value(row, "baseline_mean")) for row in chosen)
             table.append((Cell(ARM_LABELS[BARE]), Cell(""), *means, Cell(pairs), *_costs(result, BARE)))
-        against = _baseline_label(contrast) + (", equal wall-clock" if contrast.baseline == LONGER else "")
+        against = _baseline_label(contrast) + (", equal wall-clock" if contrast.baseline in LONGER_OF else "")
         differences = (Cell(_difference(row), _outcome(row)) for row in chosen)
         arm = Cell(ARM_LABELS[contrast.arm])
         table.append((arm, Cell(against), *differences, Cell(pairs), *_costs(result, contrast.arm)))
@@ -119,7 +119,7 @@ def overview(result: Mapping[str, Any], split: str, metrics: Sequence[str]) -> l
 
 def detail_head(contrast: Contrast) -> tuple[str, ...]:
     """Return the heads of the columns of :func:`detail`, after those of metric and holes."""
-    baseline = ARM_LABELS[BARE] if contrast.baseline == LONGER else ARM_LABELS[contrast.baseline]
+    baseline = _baseline_label(contrast)
     return (baseline, ARM_LABELS[contrast.arm], "difference [95%]", "pairs")
 
 
@@ -215,7 +215,7 @@ def _rows(result: Mapping[str, Any], split: str, contrast: Contrast) -> dict[tup
 
 
 def _baseline_label(contrast: Contrast) -> str:
-    return ARM_LABELS[BARE if contrast.baseline == LONGER else contrast.baseline]
+    return ARM_LABELS[LONGER_OF.get(contrast.baseline, contrast.baseline)]
 
 
 def _outcome(row: Mapping[str, Any]) -> Verdict:

@@ -34,6 +34,8 @@ def _configs(draw):
     )
     if config.get("completion") and draw(st.booleans()):
         config["completion_adaptive"] = True
+    if config.get("completion") and draw(st.booleans()):
+        config["completion_start"] = "interpolation"
     for name, values in (
         ("cross", draw(term)),
         ("self", draw(term)),

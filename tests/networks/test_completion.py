@@ -58,6 +58,22 @@ def test_it_starts_as_the_identity_and_never_changes_a_known_pixel(
 
 
 @ADAPTIVE
+def test_it_can_start_by_filling_the_hole_in_from_around_it(adaptive):
+    feature, hole = torch.randn(2, 3, 16, 12), square_hole(2, 16, 12)
+    block = CompletionBlock(3, adaptive=adaptive, interpolate=True)
+    filled = pull_push(feature, 1 - hole)
+    torch.testing.assert_close(block(feature, hole), filled)
+    assert torch.equal(block(feature, torch.zeros_like(hole)), feature)
+    other = CompletionBlock(3, adaptive=adaptive)
+    for each in (block, other):
+        torch.manual_seed(0)
+        torch.nn.init.normal_(each.weight)
+    other.load_state_dict(block.state_dict())
+    difference = block(feature, hole) - other(feature, hole)
+    torch.testing.assert_close(difference, filled - feature)
+
+
+@ADAPTIVE
 def test_value_is_that_of_the_formula(adaptive):
     from torchvision.ops import deform_conv2d
 

@@ -80,6 +80,9 @@ def _quick():
     torch.set_num_threads(threads)
 
 
+STARTED = {"completion_start": "interpolation"}
+
+
 def parts(config):
     terms = {name for name in ("cross", "self", "attention") if to_dict(config)[name]["weight"] > 0}
     return terms, config.completion, config.lookahead.engine
@@ -100,7 +103,8 @@ def parts(config):
 )
 def test_a_variant_has_its_parts_and_no_others(name, terms, completion, engine):
     nothing = from_dict(Config, {part: {"weight": 0.0} for part in ("cross", "self", "attention")})
-    for study in (Config(), nothing, Config(completion=True, completion_levels=(1,), fusion=True)):
+    studies = [Config(completion=True, **other) for other in ({"completion_levels": (1,), "fusion": True}, STARTED)]
+    for study in (Config(), nothing, *studies):
         assert parts(variant_config(name, study)) == (terms, completion, engine)
 
 
@@ -238,8 +242,32 @@ def test_a_host_with_interpolated_holes_is_a_host_alone_that_blocks_are_compared
     made = contrasts(settings.variants, equal_time=False)
     assert {Contrast("steps", "bare", "filled"), Contrast("steps", "filled", "completion")} <= set(made)
     assert Contrast("steps", "filled", "distilled") in made
+    assert not any(contrast.comparison == "time" for contrast in made)
     with pytest.raises(ConfigError, match="in every arm"):
         BoostSettings(variants=("filled",), interpolate=True)
+
+
+def test_each_host_alone_is_trained_for_the_wall_clock_of_the_last_arm():
+    settings = BoostSettings(variants=("filled", "completion", "distilled"), steps=100, seeds=(3,))
+    made = [contrast for contrast in contrasts(settings.variants, equal_time=True) if contrast.comparison == "time"]
+    assert made == [
+        Contrast("time", "bare_equal_time", "distilled"),
+        Contrast("time", "filled_equal_time", "distilled"),
+    ]
+    assert settings.distillation_for("filled_equal_time", 100) is None
+    assert settings.adapter("filled_equal_time").fill == "interpolated"
+    ratio = {"bare": 1.0, "filled": 1.25, "completion": 1.1, "distilled": 1.5}
+    steps = {run.arm: run.steps for run in boost_module._runs(settings, 1e-3, ratio)}
+    assert steps == {**dict.fromkeys(ratio, 100), "bare_equal_time": 150, "filled_equal_time": 120}
+    alone = contrasts(("distilled", "filled"), equal_time=True)
+    assert [contrast.baseline for contrast in alone if contrast.comparison == "time"] == ["bare_equal_time"]
+
+
+def test_a_study_whose_block_starts_at_the_interpolation_can_ask_for_blocks_after_stages():
+    study = Config(completion=True, **STARTED)
+    for name in ("stage_block", "deep_blocks", "more_blocks"):
+        assert variant_config(name, study).completion_start == "identity"
+    assert variant_config("completion", study).completion_start == "interpolation"
 
 
 def test_it_is_trained_as_the_host_of_a_study_that_interpolates_the_holes_of_all():
