@@ -21,6 +21,7 @@ __all__ = [
     "FILLED_LONGER",
     "LONGER",
     "LONGER_OF",
+    "PRETRAINED",
     "VARIANTS",
     "WHOLE",
     "WIDENED",
@@ -35,8 +36,9 @@ BARE, LONGER, WHOLE, WIDENED = "bare", "bare_equal_time", "distilled", "widened"
 BLOCK = "completion"  # the arm that has completion blocks and no distillation
 FILLED = "filled"  # the arm that is given its holes interpolated instead of emptied, and has nothing else
 FILLED_LONGER = "filled_equal_time"
+PRETRAINED = "pretrained"  # the host as all arms of a study that fine-tunes find it
 LONGER_OF = {LONGER: BARE, FILLED_LONGER: FILLED}  # the arms that are trained for the last variant's wall-clock
-ALONE = (BARE, WIDENED, FILLED, *LONGER_OF)  # the arms without distiller
+ALONE = (PRETRAINED, BARE, WIDENED, FILLED, *LONGER_OF)  # the arms without distiller
 
 _WEIGHTS = {"cross": 0.1, "self": 0.0125, "attention": 0.1}  # of a term that the study's own distillation leaves out
 
@@ -94,6 +96,10 @@ def _blocks(*levels: int) -> dict[str, Any]:
     return {"completion": True, "completion_levels": levels, "completion_start": "identity"}
 
 
+def _started(how: str) -> dict[str, Any]:
+    return {"completion": True, "completion_levels": "input", "completion_start": how}
+
+
 # About where the balance takes the factors of the default weights after 100 steps, 32 px, of partial-conv, gated-conv
 # and unet. Measured with weights of 0.2 and 0.05, 0.0015 to 0.013 for cross and 0.0002 to 0.006 for self, and scaled
 # down with them; of gated-conv, 0.05 for attention.
@@ -118,12 +124,19 @@ CHANGES = {
     "adaptive_blocks": Change(
         label="host + distillation, adaptive blocks", settings={"completion": True, "completion_adaptive": True}
     ),
+    "identity_start": Change(
+        label="host + distillation, block that starts as the identity", settings=_started("identity")
+    ),
+    "interpolation_start": Change(
+        label="host + distillation, block that starts at the interpolation", settings=_started("interpolation")
+    ),
     "stage_block": Change(label="host + distillation, block after the first stage", settings=_blocks(0)),
     "deep_blocks": Change(label="host + distillation, blocks at levels 1 and 2", settings=_blocks(1, 2)),
     "more_blocks": Change(label="host + distillation, blocks at levels 0 to 2", settings=_blocks(0, 1, 2)),
 }
 
 ARM_LABELS = {
+    PRETRAINED: "host, before",
     BARE: "host",
     WHOLE: "host + distillation",
     LONGER: "host, trained longer (equal wall-clock)",

@@ -69,6 +69,7 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     cost = _cost(settings, data, runs)
     with Progress(*columns, console=console) as progress, Pool(settings, data, runs, progress) as pool:
+        before = pool.train(settings.pretrainings(), "pretrain")[: len(settings.seeds)]
         tuning = _tune(settings, pool)
         lr = next(trial["lr"] for trial in tuning if trial["chosen"])
         plan = _runs(settings, lr, cost["ratio"])
@@ -76,7 +77,7 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
         restored = {run.arm: pool.restored(run) for run in plan if run.seed == settings.seeds[0]}
     shown = scored(settings, data)
     fills = {"one_colour": mean_fill(shown), "interpolation": interpolated(shown)}
-    result = assemble(settings, data, _host_facts(settings, data), tuning, cost, results, fills)
+    result = assemble(settings, data, _host_facts(settings, data), tuning, cost, [*before, *results], fills)
     image, hole = shown.images[:PANELS], shown.holes[:PANELS]
     images = {"input": image, "hole": hole}
     images |= {arm: composite(restored[arm], image, hole) for arm in (BARE, *settings.variants[-_SHOWN:])}

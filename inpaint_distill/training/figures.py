@@ -53,6 +53,8 @@ _ARM_STYLES = {
     "every_step": ("#009E73", "-."),
     "every_fourth": ("#56B4E9", "-."),
     "adaptive_blocks": ("#8A8A8A", ":"),
+    "identity_start": ("#009E73", "--"),
+    "interpolation_start": ("#D55E00", ":"),
     "stage_block": ("#E69F00", "-"),
     "deep_blocks": ("#E69F00", ":"),
     "more_blocks": ("#E69F00", "-."),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_distill.attach import attach
-from inpaint_distill.completed import save_host
+from inpaint_distill.completed import load_host, save_host
 from inpaint_distill.errors import ConfigError, StateError
 from inpaint_distill.state import from_plain, read_state, to_plain, write_state
 from inpaint_distill.teachers import FrozenTeacher
@@ -37,6 +37,7 @@ _SHORTEST_CYCLE = 20
 _PROGRESS = ("step", "seconds", "curve", "val_scores", "channel_weights")  # what a checkpoint holds of the run itself
 _KIND = "run"  # of a checkpoint's content
 _EAGER = 16  # steps before one may be recorded: in the first ones libraries choose and load their kernels
+_ANEW = 10_000  # of the seed of the batches that a trained host goes on with: others than it was trained on
 _STUCK_MARGIN = 0.5  # dB above filling the hole with one colour, below which a host has not learned
 
 
@@ -58,9 +59,10 @@ class Trainer:
         run: Arm, seed, steps and learning rate.
         settings: The study.
         data: Its pixels.
+        start: File of a trained host to start from.
     """
 
-    def __init__(self, run: Run, settings: BoostSettings, data: StudyData) -> None:
+    def __init__(self, run: Run, settings: BoostSettings, data: StudyData, start: Path | None = None) -> None:
         self.run = run
         self.settings = settings
         self.data = data
@@ -72,6 +74,8 @@ class Trainer:
             raise ConfigError(
                 f"to build the host {settings.host!r}", "its code has to be cloned", "attach() in its own loop"
             )
+        if start is not None:
+            load_host(host, start)
         host.to(self.device)
         host.train()
         self.host = host
@@ -84,7 +88,7 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, max_lr=run.lr, total_steps=cycle, pct_start=0.1, cycle_momentum=False
         )
-        self.batches = Batches(data, settings.size, settings.batch, run.seed)
+        self.batches = Batches(data, settings.size, settings.batch, run.seed if start is None else run.seed + _ANEW)
         # What a distiller adds is not the same in every step, and the kernels of completion blocks cannot be recorded.
         self.stepper = Stepper(self._update, self.device, record=self.distiller is None)
         self.step = 0

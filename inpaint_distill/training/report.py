@@ -127,6 +127,8 @@ def _opening(result: Mapping[str, Any]) -> list[str]:
         f"{data['test']:,} test images ({data['source']}) at {settings['size']} pixels; {settings['steps']:,} steps; "
         f"seeds {', '.join(map(str, settings['seeds']))}. A step of the host alone takes {seconds[BARE]:.3f} s."
     )
+    if settings.get("pretrain_steps"):  # a result of before has none
+        facts += f" Every arm starts from a host trained alone for {settings['pretrain_steps']:,} steps before."
     if WHOLE in seconds:
         facts += f" One with distillation takes {cost['ratio'][WHOLE]:.2f} times as long ({seconds[WHOLE]:.3f} s)."
     if fills := result.get("fills"):  # a result of before has none

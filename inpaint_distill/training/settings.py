@@ -16,6 +16,7 @@ from inpaint_distill.training.ablation import (
     CHANGES,
     FILLED,
     LONGER_OF,
+    PRETRAINED,
     WHOLE,
     WIDENED,
     variant_config,
@@ -32,9 +33,10 @@ class Run:
     """One training of one host.
 
     Attributes:
-        arm: ``bare``: the host alone; ``bare_equal_time``: alone, for the seconds that the last variant takes;
-            ``widened``: alone, with ``widened_options``; otherwise the variant: ``distilled``, or one of ``VARIANTS``
-            or ``CHANGES`` in ``inpaint_distill.training.ablation``.
+        arm: ``pretrained``: the host that the others start from; ``bare``: the host alone; ``bare_equal_time``: alone,
+            for the seconds that the last variant takes, as ``filled_equal_time`` for ``filled``; ``widened``: alone,
+            with ``widened_options``; otherwise the variant: ``distilled``, or one of ``VARIANTS`` or ``CHANGES`` in
+            ``inpaint_distill.training.ablation``.
         seed: Seed of initialisation, data order, crops and masks: the same for every arm. A widened host, whose weights
             have other shapes, shares everything but the initialisation.
         steps: Optimizer steps, over which the schedule is laid.
@@ -76,6 +78,9 @@ class BoostSettings:
         train_images: Use at most this many training images; with synthetic scenes, make this many.
         eval_images: Use at most this many validation and as many test images.
         batch: Images per step.
+        pretrain_steps: Optimizer steps for which each seed's host is trained alone before its arms start from it, on
+            images in another order: a study of fine-tuning. ``None``: they start from its initialisation.
+        pretrain_lr: Its learning rate, with the same schedule.
         steps: Optimizer steps of the host and of the distilled host.
         seeds: One paired run each.
         lrs: Learning rates among which the bare host's is chosen, on validation images; extended where the best is at
@@ -105,6 +110,8 @@ class BoostSettings:
     train_images: int | None = None
     eval_images: int | None = 400
     batch: int = 8
+    pretrain_steps: int | None = None
+    pretrain_lr: float | None = None
     steps: int = 600
     seeds: tuple[int, ...] = (0, 1, 2)
     lrs: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
@@ -123,7 +130,7 @@ class BoostSettings:
         for name in ("size", "batch", "steps", "evaluations"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"{getattr(self, name)}", "use an integer >= 1")
-        for name in ("train_images", "eval_images", "tune_steps", "jobs"):
+        for name in ("train_images", "eval_images", "pretrain_steps", "tune_steps", "jobs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(name, f"{value}", "use an integer >= 1, or leave it out")
@@ -131,6 +138,13 @@ class BoostSettings:
             raise ConfigError("seeds", f"{self.seeds}", "give distinct seeds, at least one; an interval needs two")
         if not self.lrs or min(self.lrs) <= 0:
             raise ConfigError("lrs", f"{self.lrs}", "give at least one learning rate > 0")
+        rate = 1.0 if self.pretrain_lr is None else self.pretrain_lr
+        if (self.pretrain_steps is None) != (self.pretrain_lr is None) or not rate > 0:
+            found = f"pretrain_steps = {self.pretrain_steps}, pretrain_lr = {self.pretrain_lr}"
+            raise ConfigError("a host that is trained beforehand", found, "give both, the rate > 0, or neither")
+        if WIDENED in self.variants and self.pretrain_steps is not None:
+            found = "pretrain_steps, the weights of another host"
+            raise ConfigError(f"variant {WIDENED!r}", found, "leave one of them out")
         if self.fade is not None and not 0 <= self.fade[0] < self.fade[1] <= 1:
             raise ConfigError("fade", f"{self.fade}", "give two parts of the training, 0 <= first < last <= 1")
         if not self.variants or len(set(self.variants)) < len(self.variants):
@@ -182,6 +196,20 @@ class BoostSettings:
 
     def trials(self) -> list[Run]:
         """Return the runs among which the learning rate is chosen; their seed is none of the study's."""
-        seed = 1 + max(*self.seeds, 999)
         steps = self.tune_steps or self.steps
-        return [Run(arm=BARE, seed=seed, steps=steps, lr=lr, trial=True) for lr in self.lrs]
+        return [Run(arm=BARE, seed=self._trial_seed, steps=steps, lr=lr, trial=True) for lr in self.lrs]
+
+    def pretraining(self, seed: int) -> Run | None:
+        """Return the run from whose host those of a seed start; ``None`` where they start from its initialisation."""
+        if self.pretrain_steps is None or self.pretrain_lr is None:
+            return None
+        return Run(arm=PRETRAINED, seed=seed, steps=self.pretrain_steps, lr=self.pretrain_lr)
+
+    def pretrainings(self) -> list[Run]:
+        """Return these runs for all seeds, the study's own first, then that of the trials."""
+        found = (self.pretraining(seed) for seed in (*self.seeds, self._trial_seed))
+        return [run for run in found if run is not None]
+
+    @property
+    def _trial_seed(self) -> int:
+        return 1 + max(*self.seeds, 999)

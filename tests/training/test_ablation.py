@@ -164,6 +164,8 @@ EXPECTED = {
     "every_step": STUDY,
     "every_fourth": dataclasses.replace(STUDY, every=4),
     "adaptive_blocks": dataclasses.replace(STUDY, completion=True, completion_adaptive=True),
+    "identity_start": dataclasses.replace(STUDY, completion=True),
+    "interpolation_start": dataclasses.replace(STUDY, completion=True, completion_start="interpolation"),
     "stage_block": dataclasses.replace(STUDY, completion=True, completion_levels=(0,)),
     "deep_blocks": dataclasses.replace(STUDY, completion=True, completion_levels=(1, 2)),
     "more_blocks": dataclasses.replace(STUDY, completion=True, completion_levels=(0, 1, 2)),

@@ -182,13 +182,35 @@ def test_workers_of_a_study_that_is_killed_save_and_end(tmp_path):
 
 @pytest.mark.parametrize(("ratio", "longer"), [(1.4, 140), (0.9, 100)])
 def test_the_runs_come_pair_by_pair_and_the_longer_one_takes_the_same_time(ratio, longer):
-    runs = _runs(BoostSettings(steps=100, seeds=(4, 7)), lr=2e-3, ratio=ratio)
+    runs = _runs(BoostSettings(steps=100, seeds=(4, 7)), lr=2e-3, ratio={"bare": 1.0, "distilled": ratio})
     assert [(run.arm, run.seed, run.steps) for run in runs[:3]] == [
         ("bare", 4, 100),
         ("distilled", 4, 100),
         ("bare_equal_time", 4, longer),
     ]
     assert {run.lr for run in runs} == {2e-3}
+
+
+def test_a_study_of_fine_tuning_starts_every_arm_from_a_host_that_was_trained_alone(tmp_path):
+    plain, tuned, config = tmp_path / "plain", tmp_path / "tuned", tmp_path / "study.yaml"
+    values = {**TINY, "host": "gated-conv", "host_options": {"width": 4}, "size": 32}  # which has no buffers
+    config.write_text(yaml.safe_dump({**values, "lrs": [1e-2]}))
+    assert main(["boost", "--config", str(config), "--out", str(plain)]) == 0
+    anew = {"pretrain_steps": 4, "pretrain_lr": 1e-2, "steps": 3, "lrs": [1e-12], "fade": None}
+    config.write_text(yaml.safe_dump({**values, **anew, "variants": ["completion", "distilled"]}))
+    assert main(["boost", "--config", str(config), "--out", str(tuned)]) == 0
+    before, after = (json.loads((folder / "result.json").read_text()) for folder in (plain, tuned))
+    scores = {(run["arm"], run["seed"]): run["scores"]["hole_psnr"]["all"] for run in after["runs"]}
+    arms = ("bare", "completion", "distilled", "bare_equal_time")
+    assert list(scores)[:2] == [("pretrained", 0), ("pretrained", 1)]
+    for run in before["runs"]:
+        if run["arm"] == "bare":  # the very host that a study which does not fine-tune trains
+            assert scores["pretrained", run["seed"]] == run["scores"]["hole_psnr"]["all"]
+    for seed in (0, 1):  # at a rate that changes nothing, all end where it was
+        assert [scores[arm, seed] for arm in arms] == pytest.approx([scores["pretrained", seed]] * len(arms), abs=1e-4)
+    assert {run["steps"] for run in after["runs"] if run["arm"] == "pretrained"} == {4}
+    assert (tuned / "runs" / "pretrained-seed1000-steps4-lr0.01.json").exists(), "the rate is tuned from one of its own"
+    assert "trained alone for 4 steps before" in (tuned / "report.html").read_text()
 
 
 def test_a_seed_without_its_partner_is_left_out():
