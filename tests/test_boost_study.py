@@ -286,14 +286,18 @@ def test_what_each_part_does_is_set_side_by_side_host_by_host(study, tmp_path):
     content = {**study, "overall": means, "cells": cells}
     found = ["**+0.30 [+0.10, +0.50]**", "**+0.40 [+0.20, +0.60]**", "+0.10 [-0.10, +0.30]"]
     page, _ = make_page({**content, "rows": rows}, tmp_path)
-    assert cells_of(page, "parts", "narrow", "small")[2:] == ["", *found[:2], "", found[2], "2", "1.25x", "1.50x"]
-    assert cells_of(page, "parts", "mean of 2 hosts", "small")[2:7] == ["", *found[:2], "", found[2]]
+    expected = ["", *found[:2], "", "", found[2], "", ""]
+    assert cells_of(page, "parts", "narrow", "small")[2:] == [*expected, "2", "1.25x", "1.50x"]
+    assert cells_of(page, "parts", "mean of 2 hosts", "small")[2:10] == expected
     row = find(rows, host="wide", arm="completion", comparison="steps", metric="hole_psnr", bin="all")
     filled = [{**row, "arm": "filled", "mean": 0.25, "low": 0.2, "high": 0.3}]
     filled.append({**row, "comparison": "filled", "mean": 0.05, "low": -0.1, "high": 0.2})
+    filled.append({**row, "arm": "distilled", "comparison": "filled_time", "mean": -0.5, "low": -0.7, "high": -0.3})
+    filled.append({**row, "arm": "identity_start", "mean": 0.75, "low": 0.7, "high": 0.8})
     page, _ = make_page({**content, "rows": [*rows, *filled]}, tmp_path)
     cells = cells_of(page, "parts", "wide", "small")
-    assert [cells[2], cells[5]] == ["**+0.25 [+0.20, +0.30]**", "+0.05 [-0.10, +0.20]"]
+    assert [cells[2], cells[6]] == ["**+0.25 [+0.20, +0.30]**", "+0.05 [-0.10, +0.20]"]
+    assert [cells[5], cells[9]] == ["**+0.75 [+0.70, +0.80]**", "**-0.50 [-0.70, -0.30]**"]
     assert cells_of(page, "parts", "mean of 2 hosts", "small")[2] == ""
 
 
