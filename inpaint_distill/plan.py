@@ -287,16 +287,8 @@ def _plan(host: nn.Module, trace: Trace, wanted: Wanted, words: str, calls: Call
         candidates=candidates,
         deeper=deeper,
         draws=trace.draws,
-        image=_find_image(host, calls()) if wanted.image else None,
+        image=find_image(host, *calls()) if wanted.image else None,
     )
-
-
-def _find_image(host: nn.Module, calls: list[HostCall]) -> Found:
-    """Return the image of the first of some calls if there is one in all of them."""
-    every = [find_image(host, call) for call in calls] or [
-        Found(None, "the adapter does not call the host as a module")
-    ]
-    return next((found for found in every if found.source is None), every[0])
 
 
 def _describe(site: AttentionSite, image_size: tuple[int, int]) -> str:

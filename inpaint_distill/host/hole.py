@@ -40,24 +40,34 @@ class Argument:
             return dataclasses.replace(self, also=names[first] if first < len(names) else None)
         return dataclasses.replace(self, also=names.index(first) if first in names else None)
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Where a call may have it: one way, or two."""
+        return tuple((key, *self.path[1:]) for key in (self.path[0], self.also) if key is not None)
+
     def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Path, Tensor]:
         """Return where a call has the argument, and the tensor.
 
         Raises:
             CaptureError: The call does not have it.
         """
-        for key in (self.path[0], self.also):
-            if key is not None:
-                path = (key, *self.path[1:])
-                try:
-                    return path, select(args if isinstance(key, int) else kwargs, path)
-                except LookupError:
-                    continue
+        for path in self.paths:
+            tensor = _at(path, args if isinstance(path[0], int) else kwargs)
+            if tensor is not None:
+                return path, tensor
         raise CaptureError(
             f"{self.what} in argument {self.path[0]!r}{format_path(self.path[1:])} of the host's call",
             f"{len(args)} positional arguments and {', '.join(kwargs) or 'no keywords'}",
             "call the host as it was called when its completion blocks were injected",
         )
+
+
+def _at(path: Path, arguments: Any) -> Tensor | None:
+    try:
+        found: Tensor = select(arguments, path)
+    except LookupError:
+        return None
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,8 +92,8 @@ class Found(NamedTuple):
     reason: str = ""
 
 
-def find_image(host: nn.Module, call: HostCall) -> Found:
-    """Find an emptied image among a call's arguments that the host reads in its holes too.
+def find_image(host: nn.Module, *calls: HostCall) -> Found:
+    """Find an emptied image among the arguments of some calls that the host reads in its holes too.
 
     It is told by its values: each channel has one value in the hole, which another channel marks with two values, and
     several outside. Of several such, the one of most channels is tried first. Whether the host reads what stands in the
@@ -101,8 +101,13 @@ def find_image(host: nn.Module, call: HostCall) -> Found:
 
     Args:
         host: The model, as before afterwards.
-        call: Its own call.
+        calls: Its own. Where one of them has no such image there is none; else it is that of the first.
     """
+    every = [_in_call(host, call) for call in calls] or [Found(None, "the adapter does not call the host as a module")]
+    return next((found for found in every if found.source is None), every[0])
+
+
+def _in_call(host: nn.Module, call: HostCall) -> Found:
     size = call.image_size()
     planes = [(path, tensor) for path, tensor in call.tensors() if tensor.shape[-2:] == size]
     candidates: list[tuple[ImageSource, Tensor]] = []

@@ -100,8 +100,7 @@ class Recipe:
 
     def has_image(self, source: ImageSource) -> bool:
         """Tell whether all channels of an argument that are thought to be the image are."""
-        for key in (source.path[0], source.also):
-            found = self.channels.get((key, *source.path[1:])) if key is not None else None
+        for found in map(self.channels.get, source.paths):
             if found is not None and max(source.channels) < len(found.kinds):
                 return all(found.kinds[channel] in ("image", "latent") for channel in source.channels)
         return False
