@@ -267,7 +267,7 @@ def parts(study: Study) -> str:
         ("steps", FILLED): "holes interpolated",
         ("steps", BLOCK): "block alone",
         ("steps", WHOLE): "with distillation",
-        ("steps", "interpolation_start"): "starting at the interpolation",
+        ("steps", "identity_start"): "block starting as nothing",
         ("filled", BLOCK): "block minus interpolated",
         ("block", WHOLE): "distillation minus block",
         ("filled", WHOLE): "distillation minus interpolated",
