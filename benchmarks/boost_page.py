@@ -267,7 +267,7 @@ def parts(study: Study) -> str:
         ("steps", FILLED): "holes interpolated",
         ("steps", BLOCK): "block alone",
         ("steps", WHOLE): "with distillation",
-        ("steps", "identity_start"): "block starting as nothing",
+        ("steps", "interpolation_start"): "starting at the interpolation",
         ("filled", BLOCK): "block minus interpolated",
         ("block", WHOLE): "distillation minus block",
         ("filled", WHOLE): "distillation minus interpolated",

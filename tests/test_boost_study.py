@@ -293,7 +293,7 @@ def test_what_each_part_does_is_set_side_by_side_host_by_host(study, tmp_path):
     filled = [{**row, "arm": "filled", "mean": 0.25, "low": 0.2, "high": 0.3}]
     filled.append({**row, "comparison": "filled", "mean": 0.05, "low": -0.1, "high": 0.2})
     filled.append({**row, "arm": "distilled", "comparison": "filled_time", "mean": -0.5, "low": -0.7, "high": -0.3})
-    filled.append({**row, "arm": "identity_start", "mean": 0.75, "low": 0.7, "high": 0.8})
+    filled.append({**row, "arm": "interpolation_start", "mean": 0.75, "low": 0.7, "high": 0.8})
     page, _ = make_page({**content, "rows": [*rows, *filled]}, tmp_path)
     cells = cells_of(page, "parts", "wide", "small")
     assert [cells[2], cells[6]] == ["**+0.25 [+0.20, +0.30]**", "+0.05 [-0.10, +0.20]"]
