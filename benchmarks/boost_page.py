@@ -262,30 +262,51 @@ def speed(study: Study) -> str:
 
 
 def parts(study: Study) -> str:
-    """Write what interpolated holes alone do, what the block does without distillation, and what distillation adds."""
+    """Write what the block does without distillation, what distillation adds, and what another start does."""
     compared = {
-        ("steps", FILLED): "holes interpolated",
         ("steps", BLOCK): "block alone",
         ("steps", WHOLE): "with distillation",
-        ("steps", "interpolation_start"): "starting at the interpolation",
-        ("filled", BLOCK): "block minus interpolated",
         ("block", WHOLE): "distillation minus block",
-        ("filled", WHOLE): "distillation minus interpolated",
+        ("steps", "interpolation_start"): "block starting at the interpolation",
+    }
+    return side_by_side(study, compared, ("block", WHOLE), BLOCK)
+
+
+def control(study: Study) -> str:
+    """Write what interpolated holes do alone, and what block and distillation do more."""
+    compared = {
+        ("steps", FILLED): "holes interpolated",
+        ("filled", BLOCK): "block minus that",
+        ("filled", WHOLE): "distillation minus that",
         ("filled_time", WHOLE): "the same, equal wall-clock",
     }
+    return side_by_side(study, compared, ("steps", FILLED), FILLED)
+
+
+def side_by_side(study: Study, compared: Mapping[tuple[str, str], str], needed: tuple[str, str], arm: str) -> str:
+    """Write some differences in hole PSNR of each cell, and of the mean over the hosts.
+
+    Args:
+        study: The study.
+        compared: Heads of the columns, by comparison and arm.
+        needed: The one without which a cell is left out.
+        arm: The arm whose step stands before that with distillation.
+    """
     rows: list[Sequence[str]] = []
     for regime, host in itertools.product(study.regimes, (*study.hosts, None)):
         found = {key: study.row(host, regime, key[0], arm=key[1]) for key in compared}
-        whole, own = found["steps", WHOLE], found["block", WHOLE]
-        if whole is None or own is None or (host is None and not study.averaged(regime)):
+        whole = study.row(host, regime, "steps")
+        if whole is None or found[needed] is None or (host is None and not study.averaged(regime)):
             continue
         name = host or f"mean of {whole['pairs']} hosts"
         if host is None:  # of as many hosts, or of none
             found = {key: row if row and row["pairs"] == whole["pairs"] else None for key, row in found.items()}
-        costs = [f"{study.cells[host, regime]['cost_ratio'][arm]:.2f}x" for arm in (BLOCK, WHOLE)] if host else []
+        costs = [f"{study.cells[host, regime]['cost_ratio'][each]:.2f}x" for each in (arm, WHOLE)] if host else []
         texts = ["" if row is None else difference(row) for row in found.values()]
         rows.append((name, regime, *texts, str(whole["pairs"]) if host else "", *costs))
-    return table(("host", "regime", *compared.values(), "pairs", "step, block alone", "step"), rows, 2)
+    if not rows:
+        return f"{NOT_RUN.capitalize()}."
+    return table(("host", "regime", *compared.values(), "pairs", f"step, {compared['steps', arm]}", "step"), rows, 2)
 
 
 def filled(study: Study) -> str:
@@ -415,7 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = root / "docs" / "results"
     study = Study(json.loads((results / "boost_study.json").read_text(encoding="utf-8")))
     forest(study, results / "boost_study.png")
-    made = {write.__name__: write(study) for write in (headline, bins, metrics, speed, parts, filled)}
+    made = {write.__name__: write(study) for write in (headline, bins, metrics, speed, parts, control, filled)}
     made |= {write.__name__: write(study, results) for write in (training, repeat)}
     insert(root / "docs" / "boost.md", made)
     insert(root / "README.md", {"results": short(study)})

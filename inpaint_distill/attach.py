@@ -63,8 +63,8 @@ def attach(
         attention: The attention layers whose rows are compared, in the same ways; found by default, and none where the
             list is empty.
         completion: Inject a completion block, which stays in the host: at its input, if it reads what stands in its
-            holes, else after its first stage; ``Config.completion_levels`` names others. It starts as nothing; for a
-            host that is trained from scratch ``Config.completion_start="interpolation"`` is worth more.
+            holes, else after its first stage; ``Config.completion_levels`` names others. It starts as nothing,
+            unless ``Config.completion_start`` says otherwise.
         lookahead: How the meta-networks are trained: ``"finite_difference"`` (default), ``"unroll"`` or ``"off"``.
         inpainting_loss: ``loss(output, image, mask)``, by which they are trained: the host's output, and image and mask
             as given to ``loss()``. By default the L1 distance in the host's own range, the hole weighing 6 times.

@@ -286,19 +286,26 @@ def test_what_each_part_does_is_set_side_by_side_host_by_host(study, tmp_path):
     content = {**study, "overall": means, "cells": cells}
     found = ["**+0.30 [+0.10, +0.50]**", "**+0.40 [+0.20, +0.60]**", "+0.10 [-0.10, +0.30]"]
     page, _ = make_page({**content, "rows": rows}, tmp_path)
-    expected = ["", *found[:2], "", "", found[2], "", ""]
-    assert cells_of(page, "parts", "narrow", "small")[2:] == [*expected, "2", "1.25x", "1.50x"]
-    assert cells_of(page, "parts", "mean of 2 hosts", "small")[2:10] == expected
+    assert cells_of(page, "parts", "narrow", "small")[2:] == [*found, "", "2", "1.25x", "1.50x"]
+    assert cells_of(page, "parts", "mean of 2 hosts", "small")[2:6] == [*found, ""]
+    assert "Not yet run." in block(page, "control")
     row = find(rows, host="wide", arm="completion", comparison="steps", metric="hole_psnr", bin="all")
-    filled = [{**row, "arm": "filled", "mean": 0.25, "low": 0.2, "high": 0.3}]
-    filled.append({**row, "comparison": "filled", "mean": 0.05, "low": -0.1, "high": 0.2})
-    filled.append({**row, "arm": "distilled", "comparison": "filled_time", "mean": -0.5, "low": -0.7, "high": -0.3})
-    filled.append({**row, "arm": "interpolation_start", "mean": 0.75, "low": 0.7, "high": 0.8})
-    page, _ = make_page({**content, "rows": [*rows, *filled]}, tmp_path)
-    cells = cells_of(page, "parts", "wide", "small")
-    assert [cells[2], cells[6]] == ["**+0.25 [+0.20, +0.30]**", "+0.05 [-0.10, +0.20]"]
-    assert [cells[5], cells[9]] == ["**+0.75 [+0.70, +0.80]**", "**-0.50 [-0.70, -0.30]**"]
-    assert cells_of(page, "parts", "mean of 2 hosts", "small")[2] == ""
+    more = {
+        ("interpolation_start", "steps"): (0.75, 0.7, 0.8),
+        ("filled", "steps"): (0.25, 0.2, 0.3),
+        ("completion", "filled"): (0.05, -0.1, 0.2),
+        ("distilled", "filled"): (0.15, 0.1, 0.2),
+        ("distilled", "filled_time"): (-0.5, -0.7, -0.3),
+    }
+    keys = ("arm", "comparison", "mean", "low", "high")
+    added = [{**row, **dict(zip(keys, (*key, *bounds), strict=True))} for key, bounds in more.items()]
+    cells = [{**cell, "cost_ratio": {**cell["cost_ratio"], "filled": 1.05}} for cell in cells]
+    page, _ = make_page({**content, "cells": cells, "rows": [*rows, *added]}, tmp_path)
+    assert cells_of(page, "parts", "wide", "small")[2:6] == [*found, "**+0.75 [+0.70, +0.80]**"]
+    expected = ["**+0.25 [+0.20, +0.30]**", "+0.05 [-0.10, +0.20]", "**+0.15 [+0.10, +0.20]**"]
+    expected += ["**-0.50 [-0.70, -0.30]**", "2", "1.05x", "1.50x"]
+    assert cells_of(page, "control", "wide", "small")[2:] == expected
+    assert "narrow" not in block(page, "control")
 
 
 def test_what_a_host_gives_back_is_taken_from_its_inspection(study, tmp_path):
