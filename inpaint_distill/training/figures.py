@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -74,6 +75,7 @@ _SEED_MARK: dict[str, Any] = {
 }
 _DPI = 100
 _LEGEND = 3  # entries in a row
+_LINE = 36  # characters in a line of an entry, or of what stands beside a row
 
 
 def panels(images: Mapping[str, Tensor], path: Path) -> Path:
@@ -88,15 +90,17 @@ def panels(images: Mapping[str, Tensor], path: Path) -> Path:
     rows, _, height, width = images["truth"].shape
     factor = max(1, round(192 / max(height, width)))
     cell_height, cell_width = height * factor, width * factor
-    gap, header, footer = 8, 26, 22
     names = ["input", *(name for name in images if name in ARM_LABELS), "truth"]
+    heads = {name: _wrapped(ARM_LABELS.get(name, name), max(12, cell_width // 7)) for name in names}
+    lines = max(head.count("\n") for head in heads.values())
+    gap, header, footer = 8, 26 + 14 * lines, 22
     total_width = len(names) * (cell_width + gap) + gap
     total_height = header + rows * (cell_height + footer) + gap // 2
 
     figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI, facecolor="white")
     for column, name in enumerate(names):
         left = gap + column * (cell_width + gap)
-        _write(figure, left + cell_width / 2, total_height - header / 2, ARM_LABELS.get(name, name), size=9.5)
+        _write(figure, left + cell_width / 2, total_height - header / 2, heads[name], size=9.5)
         shown = images[name].detach().cpu().float()
         hole = images["hole"].detach().cpu() > 0.5
         restored = name in ARM_LABELS
@@ -124,7 +128,9 @@ def curves(result: Mapping[str, Any], path: Path) -> Path:
         path: PNG file to write.
     """
     arms = [arm for arm in _ARM_STYLES if any(run["arm"] == arm and run["curve"] for run in result["runs"])]
-    size = (8.4, 3.3 + 0.2 * math.ceil(len(arms) / _LEGEND))
+    labels = [_wrapped(ARM_LABELS[arm]) for arm in arms]
+    lines = math.ceil(len(arms) / _LEGEND) * max(label.count("\n") + 1 for label in labels)
+    size = (8.4, 3.3 + 0.2 * lines)
     figure = Figure(figsize=size, dpi=2 * _DPI, facecolor="white", layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     drawn: dict[str, Any] = {}
@@ -138,8 +144,8 @@ def curves(result: Mapping[str, Any], path: Path) -> Path:
         _plain(axis, label)
     axes[0].set_ylabel("hole PSNR, validation (dB)", color=_INK, fontsize=9)
     figure.legend(
-        list(drawn.values()),
-        [ARM_LABELS[arm] for arm in drawn],
+        [drawn[arm] for arm in arms],
+        labels,
         loc="outside upper center",
         ncols=_LEGEND,
         frameon=False,
@@ -204,11 +210,16 @@ def forest(result: Mapping[str, Any], path: Path, metric: str = "hole_psnr") -> 
                     _draw_difference(axis, position, row, lying=True)
         axis.set_title(SPLIT_LABELS[split], color=_INK, fontsize=10)
         _plain(axis, _metric_label(metric), grid="x")
-    axes[0].set_yticks(range(len(made)), [contrast_label(contrast).replace(", equal steps", "") for contrast in made])
+    labels = (contrast_label(contrast).replace(", equal steps", "") for contrast in made)
+    axes[0].set_yticks(range(len(made)), [_wrapped(label) for label in labels])
     axes[0].set_ylim(len(made) - 0.4, -0.6)
     _difference_legend(figure)
     figure.savefig(path)
     return path
+
+
+def _wrapped(label: str, width: int = _LINE) -> str:
+    return textwrap.fill(label, width, break_on_hyphens=False)
 
 
 def _rows(result: Mapping[str, Any], split: str, metric: str) -> list[Mapping[str, Any]]:
