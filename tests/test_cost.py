@@ -9,6 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import inpaint_distill
+from inpaint_distill.adapters import get
+from inpaint_distill.injection import injected
 
 NAMES = ["gated-conv", "two_stage", "tokens"]
 # What the method adds to a step and no network: distances at the taps, no balance, no look-ahead.
@@ -194,3 +196,33 @@ def test_what_waits_for_a_device_is_the_checks_alone(monkeypatch):
     with Counting() as unchecked:
         step.train(1)
     assert not unchecked.operations[torch.ops.aten._local_scalar_dense]
+
+
+# As in benchmarks/boost_study.yaml, and about as in the hosts' own papers.
+WIDTHS = {
+    "gated-conv": ({"width": 12}, {"width": 48}),
+    "contextual-attention": ({"width": 8}, {"width": 32}),
+    "aot-gan": ({"width": 12, "blocks": 4}, {"width": 64, "blocks": 8}),
+    "lama": ({"width": 12, "blocks": 3}, {"width": 64, "blocks": 9}),
+    "unet": ({"backbone": "resnet10t", "width": 8}, {"backbone": "resnet50", "width": 64}),
+}
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_a_block_at_the_input_is_much_of_a_narrow_host_and_a_hundredth_of_a_wide_one(name):
+    """Counted: of a forward's FLOPs, what the block adds to it."""
+    adapter, (image, mask) = get(name), batch(size=64, count=1)
+    shares = []
+    for options in WIDTHS[name]:
+        host = adapter.build(**options)
+        alone = flops(lambda host=host: adapter.outputs(host, image, mask))
+        config = {"completion": True, **{term: {"weight": 0.0} for term in ("cross", "self", "attention")}}
+        distiller = inpaint_distill.attach(host, image=image, mask=mask, adapter=adapter, config=config)
+        adapter.outputs(host, image, mask)
+        distiller.loss(image, mask)
+        distiller.detach()
+        assert injected(host).image_block is not None
+        shares.append(flops(lambda host=host: adapter.outputs(host, image, mask)) / alone - 1)
+    narrow, wide = shares
+    assert 0.09 < narrow < 0.24
+    assert 0.002 < wide < 0.01
