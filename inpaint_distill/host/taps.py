@@ -196,7 +196,7 @@ class FeatureTaps:
         Raises:
             CaptureError: A stage did not run, or its feature was overwritten in place after the tap saw it.
         """
-        self.active = False
+        self._end()
         kept, self._kept = self._kept, {}
         missing = [stage.label for index, stage in enumerate(self.stages) if index not in kept]
         if missing:
@@ -220,8 +220,13 @@ class FeatureTaps:
 
     def clear(self) -> None:
         """Forget what was kept and stop watching."""
-        self.active = False
+        self._end()
         self._kept.clear()
+
+    def _end(self) -> None:
+        """Let go of whoever is told: a circle would keep these taps, and their hooks, until garbage is collected."""
+        self.active = False
+        self.watch = self.seen = None
 
     def remove(self) -> None:
         """Take every hook off; other people's hooks stay."""
