@@ -14,7 +14,6 @@ import torch
 from inpaint_distill.errors import StateError
 from inpaint_distill.files import write_json
 from inpaint_distill.state import write_state
-from inpaint_distill.training.ablation import PRETRAINED
 from inpaint_distill.training.kept import AGAIN, HOST, IMAGES, RESULT, is_finished, kept_file, read_kept, read_result
 from inpaint_distill.training.loop import Trainer
 
@@ -62,7 +61,7 @@ def _train(run: Run) -> None:
         return not (orphaned or _worker["stop"].is_set())
 
     settings: BoostSettings = _worker["settings"]
-    before = None if run.arm == PRETRAINED else settings.pretraining(run.seed)
+    before = settings.start_of(run)
     trainer = Trainer(run, settings, _worker["data"], None if before is None else kept_file(folder, before, HOST))
     try:
         result = trainer.train(folder, progress)

@@ -138,11 +138,11 @@ class BoostSettings:
             raise ConfigError("seeds", f"{self.seeds}", "give distinct seeds, at least one; an interval needs two")
         if not self.lrs or min(self.lrs) <= 0:
             raise ConfigError("lrs", f"{self.lrs}", "give at least one learning rate > 0")
-        rate = 1.0 if self.pretrain_lr is None else self.pretrain_lr
-        if (self.pretrain_steps is None) != (self.pretrain_lr is None) or not rate > 0:
-            found = f"pretrain_steps = {self.pretrain_steps}, pretrain_lr = {self.pretrain_lr}"
+        steps, rate = self.pretrain_steps, self.pretrain_lr
+        if (steps is None) != (rate is None) or (rate is not None and not rate > 0):
+            found = f"pretrain_steps = {steps}, pretrain_lr = {rate}"
             raise ConfigError("a host that is trained beforehand", found, "give both, the rate > 0, or neither")
-        if WIDENED in self.variants and self.pretrain_steps is not None:
+        if WIDENED in self.variants and steps is not None:
             found = "pretrain_steps, the weights of another host"
             raise ConfigError(f"variant {WIDENED!r}", found, "leave one of them out")
         if self.fade is not None and not 0 <= self.fade[0] < self.fade[1] <= 1:
@@ -199,16 +199,17 @@ class BoostSettings:
         steps = self.tune_steps or self.steps
         return [Run(arm=BARE, seed=self._trial_seed, steps=steps, lr=lr, trial=True) for lr in self.lrs]
 
-    def pretraining(self, seed: int) -> Run | None:
-        """Return the run from whose host those of a seed start; ``None`` where they start from its initialisation."""
-        if self.pretrain_steps is None or self.pretrain_lr is None:
-            return None
-        return Run(arm=PRETRAINED, seed=seed, steps=self.pretrain_steps, lr=self.pretrain_lr)
-
     def pretrainings(self) -> list[Run]:
-        """Return these runs for all seeds, the study's own first, then that of the trials."""
-        found = (self.pretraining(seed) for seed in (*self.seeds, self._trial_seed))
-        return [run for run in found if run is not None]
+        """Return the runs whose hosts the others start from, the study's own seeds first, then that of the trials."""
+        if self.pretrain_steps is None or self.pretrain_lr is None:
+            return []
+        steps, lr = self.pretrain_steps, self.pretrain_lr
+        return [Run(arm=PRETRAINED, seed=seed, steps=steps, lr=lr) for seed in (*self.seeds, self._trial_seed)]
+
+    def start_of(self, run: Run) -> Run | None:
+        """Return the run whose host a run starts from; ``None`` where it starts from its seed's initialisation."""
+        own = (each for each in self.pretrainings() if each.seed == run.seed)
+        return None if run.arm == PRETRAINED else next(own, None)
 
     @property
     def _trial_seed(self) -> int:

@@ -11,14 +11,19 @@ import inpaint_distill
 from inpaint_distill.host.watch import Watch
 
 
-def test_places_are_named_by_the_stage_or_the_site_that_a_term_knows():
-    toy = EVERY_HOST["mat"]
+def planned(name):
+    """Return a toy, its host with nothing on it, and the stages and attention that would be tapped."""
+    toy = EVERY_HOST[name]
     host = toy.build()
-    image, mask = batch(size=toy.size)
     distiller = inpaint_distill.attach(host)
-    toy.call(host, image, mask)
-    stages, sites = distiller.plan.stages, distiller.plan.attention
+    toy.call(host, *batch(size=toy.size))
     distiller.detach()
+    return toy, host, distiller.plan.stages, distiller.plan.attention
+
+
+def test_places_are_named_by_the_stage_or_the_site_that_a_term_knows():
+    toy, host, stages, sites = planned("mat")
+    image, mask = batch(size=toy.size)
     assert len(sites) > 1
     watch = Watch(host, stages, sites)
     told = {}
@@ -38,13 +43,8 @@ def test_places_are_named_by_the_stage_or_the_site_that_a_term_knows():
 @pytest.mark.parametrize("ends", [True, False], ids=["after a forward", "in a forward"])
 def test_hooks_go_with_a_watch_that_ctrl_c_kept_from_removing_them(name, ends):
     """Without waiting for the garbage collector: nothing of a watch that has run holds it in a circle."""
-    toy = EVERY_HOST[name]
-    host = toy.build()
+    toy, host, stages, sites = planned(name)
     image, mask = batch(size=toy.size)
-    distiller = inpaint_distill.attach(host)
-    toy.call(host, image, mask)
-    stages, sites = distiller.plan.stages, distiller.plan.attention
-    distiller.detach()
 
     def forward():
         toy.call(host, image, mask)
