@@ -53,7 +53,8 @@ class Composer:
 
     def over(self, step: int) -> bool:
         """Tell whether nothing counts from this step on."""
-        return self.config.decay is not None and step >= self.config.decay[1]
+        decay = self.config.decay
+        return not self.weights or (decay is not None and step >= decay[1])
 
     def keep(self, names: Collection[str], device: torch.device) -> None:
         """Forget the terms that this host, on this device, does not have."""
