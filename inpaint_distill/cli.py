@@ -62,6 +62,7 @@ def _add_boost(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--data", default=unset, help="folder of images (default: synthetic scenes)")
     settings.add_argument("--masks", default=unset, help="folder of masks, white = hole (default: free-form masks)")
     settings.add_argument("--host", default=unset, help="family of the host (default: partial-conv, the quickest)")
+    settings.add_argument("--start", default=unset, metavar="FILE", help="weights of a trained host to go on from")
     settings.add_argument("--size", type=int, default=unset, help="side of the training crops in pixels")
     settings.add_argument("--steps", type=int, default=unset, help="optimizer steps of a run")
     settings.add_argument("--batch", type=int, default=unset, help="images per step")

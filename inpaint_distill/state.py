@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Stateful", "from_plain", "pack", "read_state", "to_plain", "unpack", "write_state"]
+__all__ = ["Stateful", "from_plain", "is_ours", "pack", "read_state", "to_plain", "unpack", "write_state"]
 
 _FORMAT = "inpaint_distill/2"
 _UNCHECKED = "inpaint_distill/1"  # as the first version wrote it, without a checksum
@@ -130,6 +130,15 @@ def _give(parts: Mapping[str, Stateful], tensors: Mapping[str, Tensor], values: 
     for name, part in parts.items():
         own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
         part.load(own, values[name])
+
+
+def is_ours(path: str | Path) -> bool:
+    """Tell whether a file is one that :func:`write_state` wrote, by its header."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") in (_FORMAT, _UNCHECKED)
+    except Exception:  # whatever the decoder raises for what is not theirs
+        return False
 
 
 def read_state(

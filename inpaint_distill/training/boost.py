@@ -22,7 +22,7 @@ from inpaint_distill.training.metrics import composite
 from inpaint_distill.training.pool import PANELS, Pool
 from inpaint_distill.training.report import write_report
 from inpaint_distill.training.result import assemble
-from inpaint_distill.training.scoring import interpolated, mean_fill, scored
+from inpaint_distill.training.scoring import evaluate, interpolated, mean_fill, restore, scored
 from inpaint_distill.training.settings import BoostSettings, Run
 from inpaint_distill.training.tables import METRIC_FORMATS, markdown_overview, markdown_table
 
@@ -117,11 +117,16 @@ def _write(result: dict[str, Any], images: dict[str, Tensor], folder: Path) -> N
 
 def _host_facts(settings: BoostSettings, data: StudyData) -> dict[str, Any]:
     trainer = Trainer(Run(arm=BARE, seed=0, steps=1, lr=1e-3), settings, data)
-    return {
+    facts = {
         "name": settings.host,
         "parameters": sum(parameter.numel() for parameter in trainer.host.parameters()),
         "stages": [getattr(stage, "label", stage) for stage in trainer.adapter.stages(trainer.host) or ()],
     }
+    if settings.start is not None:
+        shown = scored(settings, data)
+        scores = evaluate(restore(trainer.host, trainer.adapter, shown), shown)
+        facts["start"] = {"file": settings.start, "hole_psnr": scores["hole_psnr"]["all"]}
+    return facts
 
 
 def _open(settings: BoostSettings, folder: Path, *, resume: bool) -> Path:

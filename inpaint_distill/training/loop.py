@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from inpaint_distill.attach import attach
-from inpaint_distill.completed import load_host, save_host
+from inpaint_distill.completed import save_host
 from inpaint_distill.errors import ConfigError, StateError
 from inpaint_distill.state import from_plain, read_state, to_plain, write_state
 from inpaint_distill.teachers import FrozenTeacher
@@ -20,11 +21,11 @@ from inpaint_distill.training.images import crop_batch
 from inpaint_distill.training.kept import DISTILLER, HOST, kept_file
 from inpaint_distill.training.perceptual import not_measured
 from inpaint_distill.training.scoring import evaluate, mean_fill, restore, scored
+from inpaint_distill.training.start import load_weights
 from inpaint_distill.training.stepper import Stepper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from inpaint_distill.config import Config
     from inpaint_distill.distiller import Distiller
@@ -59,7 +60,7 @@ class Trainer:
         run: Arm, seed, steps and learning rate.
         settings: The study.
         data: Its pixels.
-        start: File of a trained host to start from.
+        start: File of a trained host to start from; that of the settings by default.
     """
 
     def __init__(self, run: Run, settings: BoostSettings, data: StudyData, start: Path | None = None) -> None:
@@ -74,8 +75,10 @@ class Trainer:
             raise ConfigError(
                 f"to build the host {settings.host!r}", "its code has to be cloned", "attach() in its own loop"
             )
+        if start is None and settings.start is not None:
+            start = Path(settings.start)
         if start is not None:
-            load_host(host, start)
+            load_weights(host, start)
         host.to(self.device)
         host.train()
         self.host = host

@@ -129,6 +129,8 @@ def _opening(result: Mapping[str, Any]) -> list[str]:
     )
     if settings.get("pretrain_steps"):  # a result of before has none
         facts += f" Every arm starts from a host trained alone for {settings['pretrain_steps']:,} steps before."
+    if start := host.get("start"):
+        facts += f" Every arm starts from {start['file']}, which has {start['hole_psnr']:.2f} dB hole PSNR."
     if WHOLE in seconds:
         facts += f" One with distillation takes {cost['ratio'][WHOLE]:.2f} times as long ({seconds[WHOLE]:.3f} s)."
     if fills := result.get("fills"):  # a result of before has none

@@ -78,6 +78,8 @@ class BoostSettings:
         train_images: Use at most this many training images; with synthetic scenes, make this many.
         eval_images: Use at most this many validation and as many test images.
         batch: Images per step.
+        start: File of a trained host's weights from which every run starts: of ``save_host``, ``torch.save`` or
+            safetensors. ``None``: each seed starts from its own initialisation.
         pretrain_steps: Optimizer steps for which each seed's host is trained alone before its arms start from it, on
             images in another order: a study of fine-tuning. ``None``: they start from its initialisation.
         pretrain_lr: Its learning rate, with the same schedule.
@@ -110,6 +112,7 @@ class BoostSettings:
     train_images: int | None = None
     eval_images: int | None = 400
     batch: int = 8
+    start: str | None = None
     pretrain_steps: int | None = None
     pretrain_lr: float | None = None
     steps: int = 600
@@ -142,8 +145,10 @@ class BoostSettings:
         if (steps is None) != (rate is None) or (rate is not None and not rate > 0):
             found = f"pretrain_steps = {steps}, pretrain_lr = {rate}"
             raise ConfigError("a host that is trained beforehand", found, "give both, the rate > 0, or neither")
-        if WIDENED in self.variants and steps is not None:
-            found = "pretrain_steps, the weights of another host"
+        if self.start is not None and steps is not None:
+            raise ConfigError("a trained host to start from", "start and pretrain_steps", "leave one of them out")
+        if WIDENED in self.variants and (self.start is not None or steps is not None):
+            found = f"{'pretrain_steps' if self.start is None else 'start'}, the weights of another host"
             raise ConfigError(f"variant {WIDENED!r}", found, "leave one of them out")
         if self.fade is not None and not 0 <= self.fade[0] < self.fade[1] <= 1:
             raise ConfigError("fade", f"{self.fade}", "give two parts of the training, 0 <= first < last <= 1")
