@@ -46,6 +46,8 @@ def test_settings_come_back_from_a_file_as_they_went_in(settings, form, tmp_path
         ({"pretrain_lr": 1e-3}, "pretrain_steps"),
         ({"pretrain_steps": 0, "pretrain_lr": 1e-3}, "pretrain_steps"),
         ({"pretrain_steps": 3, "pretrain_lr": 0.0}, "pretrain_lr"),
+        ({"start": "a.pt", "pretrain_steps": 3, "pretrain_lr": 0.1}, "leave one of them out"),
+        ({"start": "a.pt", "variants": ["widened"], "widened_options": {"width": 8}}, "start, the weights of another"),
         (
             {"pretrain_steps": 3, "pretrain_lr": 0.1, "variants": ["widened"], "widened_options": {"width": 8}},
             "widened",
