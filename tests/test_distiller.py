@@ -214,6 +214,20 @@ def test_once_distillation_has_faded_the_teacher_rests_and_nothing_looks_ahead()
     assert distiller._step == 5
 
 
+def test_a_block_alone_keeps_no_moving_average():
+    off = {name: {"weight": 0.0} for name in ("cross", "self", "attention")}
+    torch.manual_seed(1)
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config={**off, "completion": True})
+    train(PLAIN, host, optimizer, data(1), distiller)
+    teacher, before = state_of(distiller._teacher.module), state_of(host)
+    train(PLAIN, host, optimizer, data(2, start=1), distiller)
+    assert same(state_of(distiller._teacher.module), teacher)
+    assert not same(state_of(host), before)
+    assert distiller._step == 3
+
+
 def test_the_terms_fade_in_and_out_with_the_steps():
     config = Config(warmup=2, decay=(3, 5), balance="none", self_=TermConfig(weight=0.0), cross=TermConfig(weight=1.0))
     host = PLAIN.build()

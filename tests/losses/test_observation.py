@@ -249,6 +249,8 @@ def test_loaded_factors_are_on_the_hosts_device():
 def test_all_is_over_with_the_last_step_of_the_decay(decay):
     composer = Composer(Config(decay=decay), {"cross": 1.0})
     assert [composer.over(step) for step in range(9)] == [decay is not None and step >= 6 for step in range(9)]
+    composer.keep([], torch.device("cpu"))
+    assert composer.over(0), "without a term it never begins"
 
 
 def test_the_rise_over_the_warm_up_is_linear_from_its_first_step():
