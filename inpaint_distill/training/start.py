@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,9 +68,10 @@ def _read(path: Path, asked: str) -> Any:
     except OSError as error:
         raise StateError(asked, f"{error}", "give the path of an existing file") from None
     except Exception as error:  # whatever the decoders raise for what is not theirs
-        found = str(error).splitlines()[0] if str(error) else type(error).__name__
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch names the class that it will not make
+        found = f"{named[1]} in it, whose code would have to run" if named else f"no weights ({type(error).__name__})"
         fix = "save the weights by themselves: torch.save(host.state_dict(), path)"
-        raise StateError(asked, f"a file that cannot be read without running what is in it: {found}", fix) from None
+        raise StateError(asked, found, fix) from None
 
 
 def _state_dicts(content: Any, name: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:

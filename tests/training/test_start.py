@@ -97,9 +97,9 @@ def averaged(host, path):
         (lambda host, path: torch.save({"epoch": 3}, path), "no weights"),
         (
             lambda host, path: torch.save({"args": Args(), "net": host.state_dict()}, path),
-            "without running what is in it",
+            "test_start.Args in it, whose code would have to run",
         ),
-        (lambda host, path: path.write_bytes(b"not a file of torch"), "cannot be read"),
+        (lambda host, path: path.write_bytes(b"not a file of torch"), "no weights"),
         (lambda host, path: None, "No such file"),
     ],
     ids=["wider", "deeper", "shallower", "two", "none", "pickled", "noise", "absent"],
