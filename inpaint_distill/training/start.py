@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
@@ -42,7 +43,8 @@ def load_weights(host: nn.Module, path: Path) -> None:
     asked = f"a trained host in {path}"
     found = dict(_state_dicts(_read(path, asked)))
     own = host.state_dict()
-    fitting = [name for name, weights in found.items() if not _misfits(own, weights)]
+    misfits = {name: _misfits(own, weights) for name, weights in found.items()}
+    fitting = [name for name, wrong in misfits.items() if not wrong]
     if len(fitting) > 1:
         fix = "save the one that is meant by itself: torch.save(host.state_dict(), path)"
         raise StateError(asked, f"several that fit: {', '.join(fitting)}", fix)
@@ -53,7 +55,7 @@ def load_weights(host: nn.Module, path: Path) -> None:
     if not found:
         raise StateError(asked, "no weights: no dictionary of tensors, by name", fix)
     # Told of the entry that comes closest.
-    name, wrong = min(((name, _misfits(own, each)) for name, each in found.items()), key=lambda entry: len(entry[1]))
+    name, wrong = min(misfits.items(), key=lambda entry: len(entry[1]))
     more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
     raise StateError(asked, f"{name or 'weights'} of another host: {', '.join(wrong[:_SHOWN])}{more}", fix)
 
@@ -61,8 +63,6 @@ def load_weights(host: nn.Module, path: Path) -> None:
 def _read(path: Path, asked: str) -> Any:
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
