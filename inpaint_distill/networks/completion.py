@@ -12,6 +12,8 @@ from inpaint_distill.networks.fill import pull_push
 
 __all__ = ["CompletionBlock"]
 
+_NARROWEST = 8
+
 
 class CompletionBlock(nn.Module):
     """Complete the hole of a feature from the pixels around it (DGI, completion block).
@@ -40,7 +42,8 @@ class CompletionBlock(nn.Module):
         channels: Channels of the feature.
         kernel_size: K, odd.
         adaptive: Whether ``B`` is DGI's, with a kernel and offsets per pixel.
-        hidden: Channels between the two convolutions of the plain block; as many as the feature's by default.
+        hidden: Channels between the two convolutions of the plain block; a quarter of the feature's by default, but at
+            least 8.
         interpolate: Whether ``F(x')`` is ``P + B(x')`` instead: the block starts by filling the hole in from around it.
 
     Raises:
@@ -69,7 +72,7 @@ class CompletionBlock(nn.Module):
             raise ConfigError("a completion block", f"hidden={hidden}, adaptive={adaptive}", fix)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ConfigError("a completion block", f"kernel_size={kernel_size}", "use an odd size such as 3")
-        hidden = hidden or channels
+        hidden = channels if adaptive else hidden or max(_NARROWEST, channels // 4)
         self.weight = nn.Parameter(torch.zeros(channels, hidden, kernel_size, kernel_size))
         self.adaptive, self.interpolate = adaptive, interpolate
         if adaptive:
