@@ -12,8 +12,6 @@ from inpaint_distill.networks.fill import pull_push
 
 __all__ = ["CompletionBlock"]
 
-_NARROWEST = 8
-
 
 class CompletionBlock(nn.Module):
     """Complete the hole of a feature from the pixels around it (DGI, completion block).
@@ -42,8 +40,7 @@ class CompletionBlock(nn.Module):
         channels: Channels of the feature.
         kernel_size: K, odd.
         adaptive: Whether ``B`` is DGI's, with a kernel and offsets per pixel.
-        hidden: Channels between the two convolutions of the plain block; a quarter of the feature's by default, but at
-            least 8.
+        hidden: Channels between the two convolutions of the plain block; as many as the feature's by default.
         interpolate: Whether ``F(x')`` is ``P + B(x')`` instead: the block starts by filling the hole in from around it.
 
     Raises:
@@ -72,7 +69,7 @@ class CompletionBlock(nn.Module):
             raise ConfigError("a completion block", f"hidden={hidden}, adaptive={adaptive}", fix)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ConfigError("a completion block", f"kernel_size={kernel_size}", "use an odd size such as 3")
-        hidden = channels if adaptive else hidden or max(_NARROWEST, channels // 4)
+        hidden = hidden or channels
         self.weight = nn.Parameter(torch.zeros(channels, hidden, kernel_size, kernel_size))
         self.adaptive, self.interpolate = adaptive, interpolate
         if adaptive:

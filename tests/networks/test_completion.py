@@ -94,13 +94,6 @@ def test_value_is_that_of_the_formula(adaptive):
     torch.testing.assert_close(block(feature, hole), feature * (1 - share) + filled * share)
 
 
-@pytest.mark.parametrize(("channels", "hidden"), [(3, 8), (24, 8), (64, 16)])
-def test_it_is_a_bottleneck(channels, hidden):
-    assert CompletionBlock(channels).weight.shape == (channels, hidden, 3, 3)
-    assert CompletionBlock(channels, hidden=5).weight.shape == (channels, 5, 3, 3)
-    assert CompletionBlock(channels, adaptive=True).weight.shape == (channels, channels, 3, 3)
-
-
 @ADAPTIVE
 def test_an_overflow_of_the_branch_stays_in_the_hole(adaptive):
     feature = torch.randn(1, 2, 6, 6)
