@@ -115,7 +115,7 @@ class Config:
             stands in its holes; otherwise after its first stage (ours). Or the stages after which there is one, counted
             from 0; ``None`` for those below image resolution and above a single pixel.
         completion_adaptive: Give the blocks a kernel and offsets per pixel (DGI) instead of two convolutions that see
-            the hole interpolated, which cost less; which gain more depends on the host (docs/boost.md).
+            the hole interpolated, which cost less; which gain more depends on the host (docs/rounds.md).
         completion_start: What a block at the input does before it is trained: nothing (``identity``), or fill the hole
             in from around it (``interpolation``). One after a stage starts as the identity.
         fusion: Inject an attention module with global-local fusion after the deepest stage; it stays in the host.

@@ -28,7 +28,7 @@ class CompletionBlock(nn.Module):
 
     The plain block is shown the hole filled in from all around, however large it is, and has to improve on that
     (:func:`~inpaint_distill.networks.fill.pull_push`). It costs less than the adaptive one; which of them gains more
-    depends on the host (docs/boost.md). ``f``, ``f_ker`` and ``f_off`` are convolutions (3x3 is ours), which are told
+    depends on the host (docs/rounds.md). ``f``, ``f_ker`` and ``f_off`` are convolutions (3x3 is ours), which are told
     where the hole is (ours: DGI's see ``x'`` alone, in which an offset has to guess on which side the known pixels
     are). The offsets learn a tenth as fast as the rest (ours, after the lower rate that deformable convolutions are
     usually given): at the host's rate they can run away.
