@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,7 @@ _PREVIEW = 3  # images of the small panel
 _SHOWN = 3  # variants in the panels: the last ones
 _DAMAGED = "begin the study again in another folder: --out"
 _COST = "cost.json"
+_INPUTS = "inputs.json"
 _EXTENSIONS = 2  # times the list of learning rates may be extended at either end
 
 
@@ -55,12 +58,14 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
         The content of ``result.json``.
 
     Raises:
-        StateError: ``folder`` holds a study and ``resume`` is off, or one of other settings.
+        StateError: ``folder`` holds a study and ``resume`` is off, or one of other settings, images, masks or weights
+            to start from.
         DataError: Images or masks cannot be used.
     """
     settings.adapter()  # a name that does not exist is told before anything is loaded
     runs = _open(settings, folder, resume=resume)
     data = load_data(settings)
+    _same_inputs(settings, data, folder)
     console.print(f"{len(data.train)} training, {len(data.val.images)} validation, {len(data.test.images)} test images")
     if data.skipped:
         console.print(f"{len(data.skipped)} image file(s) skipped:", style="yellow")
@@ -146,6 +151,21 @@ def _open(settings: BoostSettings, folder: Path, *, resume: bool) -> Path:
     runs.mkdir(parents=True, exist_ok=True)
     write_json(file, to_dict(settings))
     return runs
+
+
+def _same_inputs(settings: BoostSettings, data: StudyData, folder: Path) -> None:
+    """Check that the study was begun with the same pixels and weights as now: its arms are paired."""
+    file = folder / _INPUTS
+    found = {"images or masks": data.checksum()}
+    if settings.start is not None:
+        with suppress(OSError):  # that it cannot be read is told by what loads it
+            found["weights to start from"] = hashlib.sha256(Path(settings.start).read_bytes()).hexdigest()
+    before = read_json(file, "checksums of what a study reads", _DAMAGED) if file.exists() else {}
+    if changed := [name for name, value in found.items() if before.get(name, value) != value]:
+        what = f"other {' and other '.join(changed)} than before"
+        fix = "give back those it was begun with, or another --out"
+        raise StateError(f"to resume the study in {folder}", what, fix)
+    write_json(file, found)
 
 
 def _tune(settings: BoostSettings, pool: Pool) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,8 +59,19 @@ class StudyData:
 
     def share(self) -> None:
         """Move the pixels to shared memory, for other processes."""
-        for tensor in (self.train, self.masks, self.val.images, self.val.holes, self.test.images, self.test.holes):
+        for tensor in self._pixels():
             tensor.share_memory_()  # type: ignore[no-untyped-call]
+
+    def checksum(self) -> str:
+        """Return the SHA-256 of all images and masks, in their order."""
+        found = hashlib.sha256()
+        for tensor in self._pixels():
+            found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.contiguous().numpy())
+        return found.hexdigest()
+
+    def _pixels(self) -> tuple[Tensor, ...]:
+        return self.train, self.masks, self.val.images, self.val.holes, self.test.images, self.test.holes
 
 
 def load_data(settings: BoostSettings) -> StudyData:

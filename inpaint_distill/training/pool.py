@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from inpaint_distill.training.kept import AGAIN, HOST, IMAGES, RESULT, is_finish
 from inpaint_distill.training.loop import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from multiprocessing.queues import Queue
     from multiprocessing.synchronize import Event
     from pathlib import Path
@@ -45,6 +46,19 @@ def _start(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and asks the workers to save and stop
     torch.set_num_threads(1)
     _worker.update(settings=settings, data=data, folder=folder, messages=messages, stop=stop)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Keep Ctrl-C from processes that are started within, from their first moment; this one hears it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _train(run: Run) -> None:
@@ -125,7 +139,8 @@ class Pool:
             completed = run.steps if finished[run.name] else 0
             bars[run.name] = self.progress.add_task(label, total=run.steps, completed=completed)
             if not finished[run.name]:
-                futures.add(self.executor.submit(_train, run))
+                with _deaf_children():  # a submission may start a worker
+                    futures.add(self.executor.submit(_train, run))
         while futures:
             done_now, futures = wait(futures, timeout=_PERIOD, return_when=FIRST_COMPLETED)
             self._draw(bars)

@@ -73,6 +73,7 @@ def assemble(
             "train": len(data.train),
             "val": len(data.val.images),
             "test": len(data.test.images),
+            "sha256": data.checksum(),
             "skipped": [list(each) for each in data.skipped],
         },
         "host": dict(host),

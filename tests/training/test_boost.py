@@ -10,11 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from inpaint_distill.cli import main
-from inpaint_distill.config import from_dict
+from inpaint_distill.config import from_dict, to_dict
 from inpaint_distill.training.ablation import Contrast
 from inpaint_distill.training.boost import _runs
 from inpaint_distill.training.result import compare
@@ -103,6 +104,35 @@ def test_a_folder_with_another_study_is_not_written_to(study, capsys):
     assert "steps = 4 (now 5)" in capsys.readouterr().err
 
 
+def test_a_study_is_not_resumed_with_other_images_or_weights(tmp_path, capsys):
+    photos, weights, config, out = (tmp_path / name for name in ("photos", "mine.pth", "study.yaml", "out"))
+    photos.mkdir()
+    for index in range(30):
+        Image.effect_noise((24, 20), 60 + index).convert("RGB").save(photos / f"{index:02}.png")
+    settings = from_dict(BoostSettings, {**TINY, "data": str(photos), "start": str(weights), "seeds": [0]})
+    config.write_text(yaml.safe_dump(to_dict(settings)))
+
+    def save(scale):
+        host = settings.adapter().build(**settings.host_options)
+        torch.save({name: value * scale for name, value in host.state_dict().items()}, weights)
+
+    def resumed():
+        code = main(["boost", "--config", str(config), "--out", str(out), "--resume"])
+        return code, capsys.readouterr().err
+
+    save(1)
+    assert resumed()[0] == 0
+    assert len(json.loads((out / "result.json").read_text())["data"]["sha256"]) == 64
+    assert resumed()[0] == 0
+    save(2)
+    code, told = resumed()
+    assert (code, "other weights to start from than before" in told) == (2, True)
+    for file in photos.glob("1*.png"):
+        file.unlink()
+    code, told = resumed()
+    assert (code, "other images or masks and other weights to start from than before" in told) == (2, True)
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "unreadable"])
 def test_a_folder_without_images_is_an_error(kind, tmp_path, capsys):
     folder = tmp_path / "photos"
@@ -119,65 +149,78 @@ def test_an_unknown_host_is_an_error_with_a_near_name(tmp_path, capsys):
     assert "gated-conv" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
-def test_ctrl_c_leaves_a_study_that_can_be_resumed(tmp_path):
-    config = tmp_path / "long.yaml"
+def long_study(folder, output=subprocess.PIPE):
+    """Begin a study that takes hours, in a session of its own; return its process."""
+    config = folder / "long.yaml"
     config.write_text(yaml.safe_dump({**TINY, "steps": 50000, "evaluations": 5000, "equal_time": False}))
-    words = ["boost", "--config", str(config), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(
+    words = ["boost", "--config", str(config), "--out", str(folder / "out")]
+    return subprocess.Popen(
         [sys.executable, "-m", "inpaint_distill.cli", *words],
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
         # A job in the background of a shell ignores Ctrl-C, and so would what it starts.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    runs = tmp_path / "out" / "runs"
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and process.poll() is None and not list(runs.glob("*.checkpoint")):
-        time.sleep(0.1)
+
+
+def workers(process):
+    """Return the folders in /proc of a study's worker processes."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):
+            pid, _, state, _, _, session = entry.read_text().replace("(", " ").replace(")", " ").split()[:6]
+            if int(session) == process.pid and int(pid) != process.pid and state != "Z":
+                found.append(entry.parent)
+    return [each for each in found if b"spawn_main" in (each / "cmdline").read_bytes()]
+
+
+def wait_for(happened, seconds):
+    """Wait until something has happened, and return whether it has."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not happened():
+        time.sleep(0.02)
+    return bool(happened())
+
+
+def interrupted(process):
+    """Press Ctrl-C in a study and return what it said."""
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "--resume" in output
     assert "Traceback" not in output
+    return output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
+def test_ctrl_c_leaves_a_study_that_can_be_resumed(tmp_path):
+    process = long_study(tmp_path)
+    runs = tmp_path / "out" / "runs"
+    assert wait_for(lambda: process.poll() is not None or list(runs.glob("*.checkpoint")), 300)
+    interrupted(process)
     assert list(runs.glob("*.checkpoint"))
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_ctrl_c_while_the_workers_start_is_as_quiet(tmp_path):
+    process = long_study(tmp_path)
+    assert wait_for(lambda: workers(process), 300)
+    interrupted(process)
+    assert not workers(process)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_workers_of_a_study_that_is_killed_save_and_end(tmp_path):
-    config = tmp_path / "long.yaml"
-    config.write_text(yaml.safe_dump({**TINY, "steps": 50000, "evaluations": 5000, "equal_time": False}))
-    words = ["boost", "--config", str(config), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "inpaint_distill.cli", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-    def workers():
-        found = []
-        for entry in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError, ValueError):
-                pid, _, state, _, _, session = entry.read_text().replace("(", " ").replace(")", " ").split()[:6]
-                if int(session) == process.pid and int(pid) != process.pid and state != "Z":
-                    found.append(entry.parent)
-        return [each for each in found if b"spawn_main" in (each / "cmdline").read_bytes()]
-
-    deadline = time.monotonic() + 180
+    process = long_study(tmp_path, subprocess.DEVNULL)
     try:
-        while time.monotonic() < deadline and not list(tmp_path.glob("out/runs/*.checkpoint")):
-            time.sleep(0.2)
-        assert workers()
+        assert wait_for(lambda: list(tmp_path.glob("out/runs/*.checkpoint")), 300)
+        assert workers(process)
     finally:
         process.kill()
         process.wait(timeout=30)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and workers():
-        time.sleep(0.2)
-    assert not workers()
+    assert wait_for(lambda: not workers(process), 60)
 
 
 @pytest.mark.parametrize(("ratio", "longer"), [(1.4, 140), (0.9, 100)])
