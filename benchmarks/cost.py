@@ -43,6 +43,12 @@ if TYPE_CHECKING:
 
 WIDTH, SIZE, BATCH = 24, 64, 8
 BLOCK = Config().balance_every
+OFF = Config(
+    cross=TermConfig(weight=0.0),
+    self_=TermConfig(weight=0.0),
+    attention=AttentionConfig(weight=0.0),
+    lookahead=LookaheadConfig(engine="off"),
+)
 TERMS = Config(warmup=0, attention=AttentionConfig(weight=0.0), lookahead=LookaheadConfig(engine="off"))
 ADAPTER = adapters.families()["gated-conv"]
 _TRANSFER = "attention transfer at 1,024 tokens, {}: step with / without"
@@ -179,13 +185,7 @@ def teacher_flops(arm: Arm) -> int:
 
 def idle(rounds: int) -> list[Row]:
     """Weights 0, and after detach."""
-    off = Config(
-        cross=TermConfig(weight=0.0),
-        self_=TermConfig(weight=0.0),
-        attention=AttentionConfig(weight=0.0),
-        lookahead=LookaheadConfig(engine="off"),
-    )
-    arms = {"bare": Arm(steps=4).warm(), "off": Arm(off, steps=4).warm()}
+    arms = {"bare": Arm(steps=4).warm(), "off": Arm(OFF, steps=4).warm()}
     seconds = race(arms, 3 * rounds)
     detached = Arm(TERMS).warm()
     never = copy.deepcopy(arms["bare"].host)
@@ -209,6 +209,25 @@ def idle(rounds: int) -> list[Row]:
             note=f"outputs {'identical' if identical else 'DIFFER'}; the target allows for noise",
         ),
     ]
+
+
+def block(rounds: int) -> list[Row]:
+    """A completion block while nothing is distilled, as after the fade, in training and in use."""
+    arms = {"bare": Arm(steps=4).warm()}
+    for place, levels in (("at the input", "input"), ("after the first stage", (0,))):
+        arms[place] = Arm(dataclasses.replace(OFF, completion=True, completion_levels=levels), steps=4).warm()
+    steps = {name: flops(arm.step) for name, arm in arms.items()}
+    seconds = race(arms, 3 * rounds)
+    with torch.no_grad():
+        uses = {name: flops(arm.forward) for name, arm in arms.items()}
+        forwards = race({name: arm.forward for name, arm in arms.items()}, 20 * rounds)
+    note = "floor: FLOPs of its convolutions, without the interpolation"
+    rows = []
+    for place in list(arms)[1:]:
+        for what, counted, timed in (("step", steps, seconds), ("forward", uses, forwards)):
+            name = f"completion block {place}: {what} / bare {what}"
+            rows.append(Row(name, ratio(timed, place), None, counted[place] / counted["bare"], note=note))
+    return rows
 
 
 def teachers(rounds: int) -> list[Row]:
@@ -547,7 +566,7 @@ def exponent(seconds: dict[int, float]) -> float:
     return statistics.linear_regression(x, y).slope
 
 
-GROUPS = (idle, teachers, memory, lookahead, attention, planning, imports, libraries, growth)
+GROUPS = (idle, block, teachers, memory, lookahead, attention, planning, imports, libraries, growth)
 
 
 def main(argv: list[str] | None = None) -> None:
