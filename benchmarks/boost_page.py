@@ -80,9 +80,9 @@ class Study:
         key = (regime, arm, comparison, metric, name)
         return self.means.get(key) if host is None else self.rows.get((host, *key))
 
-    def averaged(self, regime: str, *, arm: str = WHOLE) -> bool:
+    def averaged(self, regime: str, comparison: str = "steps", *, arm: str = WHOLE) -> bool:
         """Tell whether there is a mean over more than half of the hosts: one over few says nothing of the others."""
-        row = self.row(None, regime, "steps", arm=arm)
+        row = self.row(None, regime, comparison, arm=arm)
         return row is not None and row["pairs"] > len(self.hosts) / 2
 
 
@@ -295,15 +295,15 @@ def side_by_side(study: Study, compared: Mapping[tuple[str, str], str], needed: 
     rows: list[Sequence[str]] = []
     for regime, host in itertools.product(study.regimes, (*study.hosts, None)):
         found = {key: study.row(host, regime, key[0], arm=key[1]) for key in compared}
-        whole = study.row(host, regime, "steps")
-        if whole is None or found[needed] is None or (host is None and not study.averaged(regime)):
+        own = found[needed]
+        if own is None or (host is None and not study.averaged(regime, needed[0], arm=needed[1])):
             continue
-        name = host or f"mean of {whole['pairs']} hosts"
+        name = host or f"mean of {own['pairs']} hosts"
         if host is None:  # of as many hosts, or of none
-            found = {key: row if row and row["pairs"] == whole["pairs"] else None for key, row in found.items()}
+            found = {key: row if row and row["pairs"] == own["pairs"] else None for key, row in found.items()}
         costs = [f"{study.cells[host, regime]['cost_ratio'][each]:.2f}x" for each in (arm, WHOLE)] if host else []
         texts = ["" if row is None else difference(row) for row in found.values()]
-        rows.append((name, regime, *texts, str(whole["pairs"]) if host else "", *costs))
+        rows.append((name, regime, *texts, str(own["pairs"]) if host else "", *costs))
     if not rows:
         return f"{NOT_RUN.capitalize()}."
     return table(("host", "regime", *compared.values(), "pairs", f"step, {compared['steps', arm]}", "step"), rows, 2)

@@ -208,11 +208,17 @@ def final(run: Mapping[str, Any]) -> float:
     return float(run["curve"][-1]["hole_psnr"])
 
 
-def compared(comparisons: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a cell on the test images, with what each compares."""
+def compared(comparisons: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a cell on the test images, with what each compares.
+
+    Interpolated holes do not apply to a host that does not read what stands in them: it has the very scores of the host
+    alone then, which is no effect of 0 to be averaged with those of other hosts.
+    """
+    filled = [row["differences"] for row in comparisons if (row["baseline"], row["arm"]) == (BARE, FILLED)]
+    left_out = set() if any(map(any, filled)) else {FILLED, FILLED_LONGER}
     for row in comparisons:
         comparison = COMPARED.get((row["comparison"], row["baseline"], row["arm"]))
-        if row["split"] == "test" and comparison is not None:
+        if row["split"] == "test" and comparison is not None and not left_out & {row["baseline"], row["arm"]}:
             yield {"comparison": comparison, **{key: number(row[key]) for key in ROW}}
 
 

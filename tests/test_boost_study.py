@@ -167,6 +167,24 @@ def test_rows_and_means_are_those_computed_from_the_runs(study, runs, comparison
     assert (row["low"], row["high"]) == (pytest.approx(row["mean"] - reach), pytest.approx(row["mean"] + reach))
 
 
+@pytest.mark.parametrize(("differences", "kept"), [([0.0, 0.0], False), ([0.0, 0.1], True)])
+def test_interpolated_holes_that_a_host_does_not_read_are_not_compared(differences, kept):
+    common = {"split": "test", "metric": "hole_psnr", "bin": "all", "low": 0.0, "high": 0.0, "pairs": 2}
+    common |= {"baseline_mean": 1.0, "arm_mean": 1.0, "mean": 0.0}
+    compared = [
+        ("steps", "bare", "filled", differences),
+        ("steps", "bare", "distilled", [0.0, 0.0]),
+        ("steps", "filled", "distilled", [0.0, 0.0]),
+        ("time", "filled_equal_time", "distilled", [0.0, 0.0]),
+    ]
+    names = ("comparison", "baseline", "arm", "differences")
+    comparisons = [{**common, **dict(zip(names, each, strict=True))} for each in compared]
+    compare = runpy.run_path(str(ROOT / "benchmarks" / "boost_study.py"))["compared"]
+    found = [(row["comparison"], row["arm"]) for row in compare(comparisons)]
+    filled = [("filled", "distilled"), ("filled_time", "distilled")]
+    assert found == [*[("steps", "filled")] * kept, ("steps", "distilled"), *filled * kept]
+
+
 def test_flatness_and_steps_to_the_bare_score_follow_from_the_curves(study, runs):
     for cell in study["cells"]:
         curves = {
