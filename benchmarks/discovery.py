@@ -45,7 +45,7 @@ def measure(record: dict[str, Any]) -> dict[str, Any]:
     calls: list[HostCall] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(HostCall(args, kwargs))
+        calls.append(HostCall.of(args, kwargs))
 
     handle = host.register_forward_pre_hook(keep, with_kwargs=True)
     with torch.no_grad(), untouched(host):

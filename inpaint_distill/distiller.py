@@ -290,7 +290,7 @@ class Distiller:
         if not torch.is_grad_enabled():
             self._ran_without_grad = True
             return None
-        call = HostCall(args, kwargs)
+        call = HostCall.of(args, kwargs)
         self._meet()
         late = self._watch is None or self._place != module_place(self._host)
         fresh = late and injected(self._host) is None
@@ -308,7 +308,7 @@ class Distiller:
                 self._injected.begin(args, kwargs)
         self._settle_image(call)
         if self.plan is not None and self.plan.draws:
-            call = HostCall(args, kwargs, RandomState.now(module_device(self._host)))
+            call = dataclasses.replace(call, random=RandomState.now(module_device(self._host)))
         observation = self._composer.observation(self._step)
         if self._watch is not None:
             if self._forwards.last is not None:

@@ -18,7 +18,7 @@ from inpaint_distill.host.guard import module_device
 from inpaint_distill.host.image_source import Found, find_image
 from inpaint_distill.host.named_stages import named_stages
 from inpaint_distill.host.stage import token_grid
-from inpaint_distill.host.trace import trace_call, trace_sizes, watched_calls
+from inpaint_distill.host.trace import trace_call, trace_sizes, watched_calls, without_training_only
 from inpaint_distill.host.tree import format_path
 from inpaint_distill.host.wrappers import name_inside, unwrap
 from inpaint_distill.inputs import check_host, check_shapes, check_values
@@ -257,10 +257,14 @@ def plan_images(host: nn.Module, image: Tensor, mask: Tensor, wanted: Wanted) ->
 def _plan(host: nn.Module, trace: Trace, wanted: Wanted, words: str, calls: Callable[[], list[HostCall]]) -> Plan:
     encoders: tuple[tuple[Stage, ...], ...] = ()
     deeper: tuple[Stage, ...] = ()
+    left_out: set[str] = set()
     if wanted.stages:
         stages, reason = named_stages(trace, wanted.stages), wanted.source
         span = span_of(trace, stages)
     else:
+        ran = {event.name for event in trace.events}
+        trace = without_training_only(host, trace)
+        left_out = ran - {event.name for event in trace.events}
         found = find_encoders(trace)
         chosen, reason = choose_encoder(found)
         encoders = tuple(each.stages for each in found)
@@ -270,6 +274,7 @@ def _plan(host: nn.Module, trace: Trace, wanted: Wanted, words: str, calls: Call
     if wanted.taps_attention:
         candidates = tuple(find_attention(host, trace.run, trace.image_size))
         if wanted.attention is None:
+            candidates = tuple(each for each in candidates if each.site.name not in left_out)
             within = [event for event in trace.events if span[0] <= event.start and event.end <= span[1]]
             before = {(event.name, event.call) for event in within}
             sites = choose_attention(candidates, before)

@@ -7,7 +7,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from inpaint_distill.host.tree import Path, format_path, rebuild, tensors
+from inpaint_distill.host.tree import Path, copied, format_path, rebuild, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,7 +21,9 @@ __all__ = ["HostCall", "argument_name"]
 
 @dataclass(frozen=True)
 class HostCall:
-    """Positional and keyword arguments of one forward of the host.
+    """Positional and keyword arguments of one forward of the host, as they were before it.
+
+    Hosts write into their arguments: a batch comes in as a dictionary and goes out with the result in it.
 
     Attributes:
         args: Positional arguments.
@@ -32,6 +34,11 @@ class HostCall:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
     random: RandomState | None = None
+
+    @staticmethod
+    def of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> HostCall:
+        """Remember the arguments of a forward that begins."""
+        return HostCall(copied(args), copied(kwargs))
 
     def tensors(self) -> Iterator[tuple[Path, Tensor]]:
         """Yield every tensor among the arguments; a path starts with the position or the keyword."""
@@ -46,7 +53,7 @@ class HostCall:
         """Call a module with these arguments, and the random numbers that were drawn with them."""
         if self.random is not None:
             self.random.restore()
-        return module(*self.args, **(self.kwargs or {}))
+        return module(*copied(self.args), **copied(self.kwargs or {}))
 
     def image_size(self) -> tuple[int, int] | None:
         """Return the largest (height, width) among the arguments (B, C, H, W); ``None`` where there is none."""

@@ -207,7 +207,7 @@ def _end_of_encoder(bottom: list[Map], above: list[Map], trace: Trace) -> int:
     The encoder goes on in the module that holds the stage before: in the child that goes down, and in those after it
     that are of a class used higher up, and not dilated.
     """
-    container = above[-1].event.name
+    container = above[-1].event.path
     held: list[int] = []
     while not held and container:
         container = container.rpartition(".")[0]
@@ -216,7 +216,7 @@ def _end_of_encoder(bottom: list[Map], above: list[Map], trace: Trace) -> int:
         return len(bottom) - 1
 
     def module_of(child: str) -> nn.Module | None:
-        return trace.modules.get(f"{container}.{child}" if container else child)
+        return trace.paths.get(f"{container}.{child}" if container else child)
 
     kinds = {type(module_of(child)) for found in above if (child := _child(found, container))}
     end, current, idle = held[0], _child(bottom[held[0]], container), True
@@ -234,7 +234,7 @@ def _end_of_encoder(bottom: list[Map], above: list[Map], trace: Trace) -> int:
 
 def _child(found: Map, container: str) -> str:
     """Return through which child of a container a map's module is reached; empty where it is not inside."""
-    name = found.event.name
+    name = found.event.path
     if not container:
         return name.partition(".")[0]
     return name[len(container) + 1 :].partition(".")[0] if name.startswith(f"{container}.") else ""

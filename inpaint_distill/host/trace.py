@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +24,16 @@ from inpaint_distill.host.tree import Path, tensors
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RESERVED", "Event", "Trace", "trace_call", "trace_forward", "trace_sizes", "watched_calls"]
+__all__ = [
+    "RESERVED",
+    "Event",
+    "Trace",
+    "trace_call",
+    "trace_forward",
+    "trace_sizes",
+    "watched_calls",
+    "without_training_only",
+]
 
 RESERVED = "inpaint_distill"
 """Name of the sub-module that holds what is injected into a host."""
@@ -34,6 +45,8 @@ class Event:
 
     Attributes:
         name: The module, as in ``named_modules()``.
+        path: The same, of a module that hangs in several places (one activation for all layers) inside the one that
+            called it.
         call: Which call of it within the forward, from 0.
         start: Position of its beginning in the forward; ``end`` of its end. Events are sorted by ``end``.
         inputs: Shapes of the tensors among its arguments.
@@ -46,6 +59,7 @@ class Event:
     """
 
     name: str
+    path: str
     call: int
     start: int
     end: int
@@ -67,6 +81,7 @@ class Trace:
         image_size: Height and width of the image that it ran on.
         used_size: Those of the images that the host is used with.
         modules: Every module by the name that its events have.
+        paths: Every module by each of its names.
         batch: Number of images.
         draws: The forward drew random numbers.
         run: Runs the same forward again.
@@ -76,6 +91,7 @@ class Trace:
     image_size: tuple[int, int]
     used_size: tuple[int, int]
     modules: dict[str, nn.Module]
+    paths: dict[str, nn.Module]
     batch: int
     draws: bool
     run: Callable[[], Any]
@@ -88,33 +104,41 @@ class _Recorder(Hook):
         # A parametrization is a module that puts out weights.
         hidden = {RESERVED, "parametrizations"}
         self.names = {module: name for name, module in host.named_modules() if hidden.isdisjoint(name.split("."))}
+        self.paths: dict[nn.Module, list[str]] = {}
+        for path, module in host.named_modules(remove_duplicate=False):
+            self.paths.setdefault(module, []).append(path)
         self.clock = 0
         self.calls: Counter[str] = Counter()
-        self.open: list[tuple[str, int, int, list[tuple[int, ...]], set[tuple[int, int]]]] = []
+        self.open: list[tuple[str, str, int, int, list[tuple[int, ...]], set[tuple[int, int]]]] = []
         self.closed: list[tuple[Event, list[tuple[Path, Tensor, int]]]] = []
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        name = self.names[module]
+        name, path = self.names[module], self._path(module)
         shapes = [tuple(tensor.shape) for _, tensor in tensors((*args, *kwargs.values()))]
         pairs = {(id(arg[0]), id(arg[1])) for arg in (*args, *kwargs.values()) if _is_pair(arg)}
-        self.open.append((name, self.calls[name], self._tick(), shapes, pairs))
+        self.open.append((name, path, self.calls[name], self._tick(), shapes, pairs))
         self.calls[name] += 1
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        name, call, start, inputs, pairs = self.open.pop()
+        name, path, call, start, inputs, pairs = self.open.pop()
         # The tensors are held until the forward is over, so that an identity cannot be given to another tensor.
-        held = [(path, tensor, tensor._version) for path, tensor in tensors(output)]
-        outputs = [(path, tuple(tensor.shape), id(tensor)) for path, tensor, _ in held]
+        held = [(where, tensor, tensor._version) for where, tensor in tensors(output)]
+        outputs = [(where, tuple(tensor.shape), id(tensor)) for where, tensor, _ in held]
         leaf = next(module.children(), None) is None
-        binary = {path for path, tensor, _ in held if _is_binary(tensor)} if len(held) > 1 else set()
+        binary = {where for where, tensor, _ in held if _is_binary(tensor)} if len(held) > 1 else set()
         end, kind = self._tick(), type(module).__name__
-        event = Event(name, call, start, end, inputs, pairs, outputs, set(), binary, leaf, kind)
+        event = Event(name, path, call, start, end, inputs, pairs, outputs, set(), binary, leaf, kind)
         self.closed.append((event, held))
 
     def finish(self) -> list[Event]:
         for event, held in self.closed:
-            event.overwritten = {path for path, tensor, version in held if tensor._version != version}
+            event.overwritten = {where for where, tensor, version in held if tensor._version != version}
         return [event for event, _ in self.closed]
+
+    def _path(self, module: nn.Module) -> str:
+        around = self.open[-1][1] if self.open else ""
+        paths = self.paths[module]
+        return next((path for path in paths if around and path.startswith(f"{around}.")), paths[0])
 
     def _tick(self) -> int:
         self.clock += 1
@@ -159,7 +183,8 @@ def trace_forward(
     modules = {name: module for module, name in recorder.names.items()}
     events = recorder.finish()
     batch = next((shape[0] for shape in events[-1].inputs if len(shape) == 4), 0)
-    return Trace(events, image_size, used_size or image_size, modules, batch, draws, run)
+    paths = {path: module for module, found in recorder.paths.items() for path in found}
+    return Trace(events, image_size, used_size or image_size, modules, paths, batch, draws, run)
 
 
 def trace_call(host: nn.Module, call: HostCall) -> Trace:
@@ -192,7 +217,8 @@ def trace_sizes(host: nn.Module, run: Callable[[tuple[int, int]], Any], size: tu
     for other in [(height, each) for each in widths] if height == width else ():
         # Whatever a foreign forward raises on this size means "not this size".
         with suppress(Exception):
-            return trace_forward(host, partial(run, other), other, size)
+            trace = trace_forward(host, partial(run, other), other, size)
+            return _without_growing(trace, lambda: trace_forward(host, partial(run, size), size))
     try:
         return trace_forward(host, partial(run, size), size)
     except Exception as error:
@@ -203,12 +229,68 @@ def trace_sizes(host: nn.Module, run: Callable[[tuple[int, int]], Any], size: tu
         ) from error
 
 
+def _without_growing(trace: Trace, trace_again: Callable[[], Trace]) -> Trace:
+    """Leave out what has more channels on a larger image: an attention map put out as one, a channel for each key.
+
+    Args:
+        trace: A forward.
+        trace_again: Traces one on another image size; where nothing looks like such a map it is not called.
+    """
+    if not any(_is_square(shape) for event in trace.events for _, shape, _ in event.outputs):
+        return trace
+    with suppress(Exception):  # not this size: what is fixed cannot grow
+        others = {(event.name, event.call): event.outputs for event in trace_again().events}
+        for event in trace.events:
+            channels = {where: _channels(shape) for where, shape, _ in others.get((event.name, event.call), ())}
+            event.outputs = [
+                (where, shape, identity)
+                for where, shape, identity in event.outputs
+                if not _is_square(shape) or channels.get(where) == _channels(shape)
+            ]
+    return trace
+
+
+def _is_square(shape: tuple[int, ...]) -> bool:
+    """Tell whether a map (B, C, H, W), or tokens (B, N, C), have as many channels as places."""
+    return len(shape) in (3, 4) and _channels(shape) == (shape[1] if len(shape) == 3 else shape[2] * shape[3]) > 1
+
+
+def _channels(shape: tuple[int, ...]) -> int:
+    return shape[2] if len(shape) == 3 else shape[1]
+
+
+def without_training_only(host: nn.Module, trace: Trace) -> Trace:
+    """Leave out the calls that are made in training mode alone: a teacher, in eval mode, would not show them.
+
+    The host is run again for that where a module that holds others asks for its mode, and is left as it is.
+    """
+    holders = (part for part in host.modules() if part.training and next(part.children(), None) is not None)
+    if not any(map(_asks_mode, {type(part) for part in holders})):
+        return trace
+
+    def run() -> Any:
+        host.eval()
+        return trace.run()
+
+    with suppress(Exception):  # a host that does not run in it has another error to tell
+        made = {(each.name, each.call) for each in trace_forward(host, run, trace.image_size).events}
+        return dataclasses.replace(trace, events=[each for each in trace.events if (each.name, each.call) in made])
+    return trace
+
+
+def _asks_mode(kind: type) -> bool:
+    """Tell whether a class of modules, in code that is not torch's, reads ``self.training``."""
+    own = (base for base in kind.__mro__ if not base.__module__.startswith("torch."))
+    functions = (each for base in own for each in vars(base).values() if isinstance(each, FunctionType))
+    return any("training" in each.__code__.co_names for each in functions)
+
+
 def watched_calls(host: nn.Module, run: Callable[[], Any]) -> list[HostCall]:
     """Return the arguments that a host is given in ``run``, call by call; none where it is not called as a module."""
     calls: list[HostCall] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(HostCall(args, kwargs))
+        calls.append(HostCall.of(args, kwargs))
 
     handle = host.register_forward_pre_hook(note, prepend=True, with_kwargs=True)
     try:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Path", "format_path", "rebuild", "select", "tensors"]
+__all__ = ["Path", "copied", "format_path", "rebuild", "select", "tensors"]
 
 Path: TypeAlias = tuple[int | str, ...]
 
@@ -64,6 +64,34 @@ def rebuild(value: Any, change: Callable[[Path, Tensor], Tensor], path: Path = (
         return copied
     members = [member for _, member in children]
     return type(value)(*members) if hasattr(value, "_fields") else type(value)(members)
+
+
+def copied(value: Any) -> Any:
+    """Copy the containers of a nested value, not what they hold: who writes into one leaves the other as it is.
+
+    >>> batch = {"image": "given"}
+    >>> kept = copied((batch, "mask"))
+    >>> batch["image"] = "written by the host"
+    >>> kept
+    ({'image': 'given'}, 'mask')
+    """
+    dataclass = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    if isinstance(value, tuple):
+        members = [copied(member) for member in value]
+        if all(new is old for new, old in zip(members, value, strict=True)):
+            return value
+        return type(value)(*members) if hasattr(value, "_fields") else type(value)(members)
+    if not (dataclass or isinstance(value, (list, MutableMapping))):
+        return value
+    fresh = copy.copy(value)
+    for key, member in _children(value):
+        if (new := copied(member)) is member:
+            continue
+        if dataclass:
+            object.__setattr__(fresh, str(key), new)  # of a frozen one, too
+        else:
+            fresh[key] = new
+    return fresh
 
 
 def format_path(path: Path) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
+from inpaint_distill.errors import CaptureError
 from inpaint_distill.host.guard import copy_module, forked_rng
 from inpaint_distill.host.watch import Watch
 from inpaint_distill.teachers.unneeded import leave_out, put_back
@@ -129,7 +131,8 @@ class CopyTeacher(Teacher):
             outputs: list[Any] = []
             with torch.no_grad(), forked_rng(image.device):
                 try:
-                    seen = watch.run(lambda: outputs.append(call.run(module)), size, stop=result is None)
+                    with self._named():
+                        seen = watch.run(lambda: outputs.append(call.run(module)), size, stop=result is None)
                 finally:
                     watch.remove()
             return seen if result is None else [seen, result(outputs[0])]
@@ -148,7 +151,17 @@ class CopyTeacher(Teacher):
         """Run the copy under its taps."""
         if self.watch is None:
             raise RuntimeError("the teacher has not been planned")
-        return self.watch.run(forward, (image.shape[2], image.shape[3]), stop=stop)
+        with self._named():
+            return self.watch.run(forward, (image.shape[2], image.shape[3]), stop=stop)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say of what the copy does not show that it is the copy: in eval mode hosts leave parts out."""
+        try:
+            yield
+        except CaptureError as error:
+            asked = f"{error.asked} in the teacher, a copy of the host in eval mode"
+            raise CaptureError(asked, error.found, error.fix) from None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the copy's weights and buffers."""

@@ -25,7 +25,7 @@ smp = pytest.importorskip("segmentation_models_pytorch")
 def call_of(toy, host, size=32):
     """Return the arguments with which a toy is called."""
     seen = []
-    handle = host.register_forward_pre_hook(lambda m, a, k: seen.append(HostCall(a, k)), with_kwargs=True)
+    handle = host.register_forward_pre_hook(lambda m, a, k: seen.append(HostCall.of(a, k)), with_kwargs=True)
     with torch.no_grad():
         toy.call(host, *batch(size=size))
     handle.remove()

@@ -149,7 +149,7 @@ def test_a_host_is_as_before(name):
     host = toy.build()
     calls = []
     handle = host.register_forward_pre_hook(
-        lambda m, args, kwargs: calls.append(HostCall(args, kwargs)), with_kwargs=True
+        lambda m, args, kwargs: calls.append(HostCall.of(args, kwargs)), with_kwargs=True
     )
     with torch.no_grad():
         toy.call(host, *batch())

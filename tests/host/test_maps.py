@@ -22,11 +22,11 @@ def event(*shapes, name="m", call=0, identities=None, **rest):
         ((index,) if several else (), shape, (identities or range(1, 9))[index]) for index, shape in enumerate(shapes)
     ]
     kept = {"inputs": [], "pairs": set(), "overwritten": set(), "binary": set(), "leaf": True, "kind": "M"} | rest
-    return Event(name=name, call=call, start=1, end=2, outputs=outputs, **kept)
+    return Event(name=name, path=name, call=call, start=1, end=2, outputs=outputs, **kept)
 
 
 def trace(*events, size=SIZE, batch=2):
-    return Trace(list(events), size, size, {}, batch, False, lambda: None)
+    return Trace(list(events), size, size, {}, {}, batch, False, lambda: None)
 
 
 def read(*shapes, named=False, size=SIZE, batch=2, **rest):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from hosts.base import WIDTHS, Down, Plain
 
-__all__ = ["Fused", "Linear", "MultiHead", "ReturnedRows", "RootMethod", "SoftmaxModule"]
+__all__ = ["Fused", "KeysPutOut", "Linear", "MultiHead", "ReturnedRows", "RootMethod", "SoftmaxModule"]
 
 _WIDTH = WIDTHS[-1]
 
@@ -72,6 +72,27 @@ class ReturnedRows(Weighing):
 
     def attend(self, x):
         return self.attention(self.logits(x), x)[0]
+
+
+class RowsAlone(nn.Module):
+    """Returns rows (B, N, H, W) of the whole image, and nothing else: the lowest map of the host, as it seems."""
+
+    def forward(self, query, key):
+        query, key = F.avg_pool2d(query, 2), F.avg_pool2d(key, 2)
+        rows = (_tokens(query) @ _tokens(key).mT / _WIDTH**0.5).softmax(-1)
+        return rows.mT.unflatten(2, query.shape[2:])
+
+
+class KeysPutOut(Weighing):
+    """Its rows, at half the resolution of the encoder's last stage, are all that a module of it puts out."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = RowsAlone()
+
+    def attend(self, x):
+        rows, low = self.rows(self.query(x), self.key(x)).flatten(2).mT, F.avg_pool2d(x, 2)
+        return F.interpolate((rows @ _tokens(low)).mT.view_as(low), scale_factor=2)
 
 
 class Linear(Weighing):

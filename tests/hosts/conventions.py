@@ -4,7 +4,7 @@ import torch
 
 from hosts.base import WIDTHS, Plain
 
-__all__ = ["CALLS", "Keywords", "MaskByMethod", "MaskSetter", "MasksItself", "Nested", "Pooled"]
+__all__ = ["CALLS", "Keywords", "MaskByMethod", "MaskSetter", "MasksItself", "Nested", "Pooled", "Written"]
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -58,6 +58,15 @@ class Nested(Plain):
         return super().forward(picture, holes)
 
 
+class Written(Plain):
+    """Takes a batch, writes the result into it, and returns it."""
+
+    def forward(self, batch):
+        batch["restored"] = super().forward(batch["image"] * (1 - batch["mask"]), batch["mask"])
+        batch["steps"].append(batch["restored"])
+        return batch
+
+
 class Pooled(Plain):
     """Takes the mask at half the resolution."""
 
@@ -96,6 +105,7 @@ CALLS = {
     "white": lambda host, image, mask: host(image * (1 - mask) + mask),
     "bool_mask": lambda host, image, mask: host(image * (1 - mask), (mask > 0.5)),
     "half_mask": lambda host, image, mask: host(image * (1 - mask), torch.nn.functional.max_pool2d(mask, 2)),
+    "written": lambda host, image, mask: host({"image": image, "mask": mask, "steps": []}),
     "words": _with_words,
     "keywords": lambda host, image, mask: host(picture=image * (1 - mask), holes=mask, mode="train"),
     "nested": lambda host, image, mask: host(

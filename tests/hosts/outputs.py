@@ -26,6 +26,7 @@ __all__ = [
     "SkipTuples",
     "ThreeEncoders",
     "Tokens",
+    "TrainingOnly",
 ]
 
 
@@ -83,6 +84,18 @@ class Pictured(Plain):
         feature = Down.forward(self, torch.cat(planes, 1))
         picture = np.tanh(feature.detach().mean(1, keepdim=True).cpu().numpy())
         return self.up(feature), torch.from_numpy(picture)
+
+
+class TrainingOnly(nn.Module):
+    """A second network refines the first one's image in training mode alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.refine = Plain(), Plain()
+
+    def forward(self, image, mask):
+        restored = self.base(image, mask)
+        return (restored, self.refine(image + restored * mask, mask)) if self.training else (restored, None)
 
 
 class CoarseFine(nn.Module):

@@ -14,6 +14,7 @@ __all__ = [
     "CachedTensor",
     "DataSpectralNorm",
     "DefaultActivation",
+    "Gated",
     "HookSpectralNorm",
     "InPlace",
     "MaskUpdater",
@@ -51,6 +52,28 @@ class BatchNorm(Plain):
 
     def __init__(self):
         super().__init__(4, _batch_norm_block)
+
+
+class _GatedConvolution(nn.Conv2d):
+    def __init__(self, inputs, outputs, stride=1, dilation=1, act=nn.ELU()):  # noqa: B008 - as public hosts have it
+        super().__init__(inputs, 2 * outputs, 3, stride, dilation, dilation)
+        self.act = act
+
+    def forward(self, x):
+        feature, gate = super().forward(x).chunk(2, 1)
+        return self.act(feature) * gate.sigmoid()
+
+
+class Gated(Down):
+    """One activation inside all layers, a default argument of theirs; dilated layers follow the encoder."""
+
+    def __init__(self):
+        super().__init__(4, _GatedConvolution)
+        self.wide0, self.wide1 = (_GatedConvolution(WIDTHS[-1], WIDTHS[-1], dilation=each) for each in (2, 4))
+        self.up = Up()
+
+    def forward(self, x):
+        return self.up(self.wide1(self.wide0(super().forward(x))))
 
 
 class SharedActivation(nn.Module):

@@ -100,6 +100,9 @@ ZOO = {
     "half_mask": ToyHost("mask at half the resolution", conventions.Pooled, "half_mask"),
     "keywords": ToyHost("everything by keyword", conventions.Keywords, "keywords"),
     "nested": ToyHost("one nested container", conventions.Nested, "nested"),
+    "written": ToyHost(
+        "writes what it puts out into what it takes", conventions.Written, "written", index=("restored",)
+    ),
     # what comes out
     "image_and_none": ToyHost("returns (image, None)", outputs.ImageAndNone, index=(0,)),
     "dict_output": ToyHost("returns a dict", outputs.DictOutput, index=("out",)),
@@ -114,6 +117,13 @@ ZOO = {
         "separate",
         tuple(f"fine.{name}" for name in _ENCODER),
         (1,),
+    ),
+    "training_only": ToyHost(
+        "a second network that is run in training mode alone",
+        outputs.TrainingOnly,
+        "separate",
+        tuple(f"base.{name}" for name in _ENCODER),
+        (0,),
     ),
     "three_encoders": ToyHost(
         "coarse network, and a fine one with two encoders",
@@ -142,6 +152,7 @@ ZOO = {
     "shared_activation": ToyHost(
         "one activation for all stages", states.SharedActivation, stages=("act", "act (call 1)", "act (call 2)")
     ),
+    "gated": ToyHost("one activation inside all layers", states.Gated),
     "default_activation": ToyHost(
         "one activation for all hosts, born in eval mode",
         states.DefaultActivation,
@@ -177,6 +188,7 @@ ZOO = {
     "returned_rows": ToyHost("rows returned beside the feature", attentive.ReturnedRows, attention=("attention",)),
     "fused_attention": ToyHost("fused attention to fewer keys", attentive.Fused, attention=("",)),
     "multi_head": ToyHost("nn.MultiheadAttention", attentive.MultiHead, attention=("attention",)),
+    "keys_put_out": ToyHost("rows put out as a map, a channel for each key", attentive.KeysPutOut, attention=("rows",)),
     "linear_attention": ToyHost("softmax, but no rows", attentive.Linear),
     "shifted_windows": ToyHost(
         "windows of 2 x 2, every other time shifted",
