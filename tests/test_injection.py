@@ -12,7 +12,7 @@ from hosts.base import Plain, Up, block
 from torch import nn
 
 import inpaint_distill
-from inpaint_distill import Config, Stage
+from inpaint_distill import Adapter, Config, Stage
 from inpaint_distill.errors import ConfigError, InpaintDistillError, PlanError
 from inpaint_distill.host.trace import RESERVED as NAME
 from inpaint_distill.inject import completion_stages
@@ -386,6 +386,49 @@ def test_a_host_whose_call_carries_no_mask_is_refused(cross, lookahead):
     toy.call(host, *batch())
     with pytest.raises(PlanError, match="no argument of the host's call carries the mask"):
         distiller.loss(*batch())
+
+
+class Edged(nn.Module):
+    """Takes the edges of the complete image beside image and mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Plain(5)
+
+    def forward(self, image, edges, mask):
+        return self.inner(image * (1 - mask), edges, mask.expand(len(image), -1, -1, -1))
+
+
+class EdgedAdapter(Adapter):
+    """Draws them."""
+
+    name = "edged"
+    replayable = False
+
+    def outputs(self, host, image, hole):
+        return (host(image, (image[:, :1] > 0).float(), hole),)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_hole_is_found_in_a_call_that_an_adapter_has_to_make(count):
+    torch.manual_seed(0)
+    host, adapter, (image, mask) = Edged(), EdgedAdapter(), batch()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, adapter=adapter, config=AFTER)
+    before = None
+    for _ in range(3):
+        (restored,) = adapter.outputs(host, image, mask[:count])
+        loss = (restored - image).abs().mean() + distiller.loss(image, mask[:count])
+        before = before or [value.clone() for value in injected(host).parameters()]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    source = distiller._injected.source
+    assert (source.path, source.channel, source.slope, source.bias) == ((2,), 0, 1.0, 0.0)
+    assert any(not torch.equal(*pair) for pair in zip(injected(host).parameters(), before, strict=True))
+    host = distiller.detach()
+    (shown, empty) = (adapter.outputs(host, image, hole)[0] for hole in (mask, torch.zeros_like(mask)))
+    assert not torch.equal(shown, empty)
 
 
 def test_a_call_that_cannot_be_explained_is_refused_also_where_no_teacher_needs_it():

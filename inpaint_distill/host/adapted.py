@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from inpaint_distill.host.call import HostCall
-from inpaint_distill.host.replay import Recipe, derive_recipe
+from inpaint_distill.host.replay import Recipe, derive_recipe, find_hole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from inpaint_distill.host.adapter import Adapter
+    from inpaint_distill.host.hole import HoleSource
     from inpaint_distill.host.tree import Path
 
 __all__ = ["derive"]
@@ -40,9 +41,10 @@ class _AdapterCall(HostCall):
 class _AdapterRecipe(Recipe):
     """A recipe that leaves the call to an adapter; the image given to ``loss()`` is in [-1, 1], as adapters take it."""
 
-    def __init__(self, adapter: Adapter, signature: tuple[object, ...]) -> None:
+    def __init__(self, adapter: Adapter, signature: tuple[object, ...], source: HoleSource | None) -> None:
         super().__init__({}, signature)
         self.adapter = adapter
+        self.source = source
 
     def apply(self, call: HostCall, image: Tensor) -> HostCall:
         """Return the adapter's call on the complete image."""
@@ -52,6 +54,10 @@ class _AdapterRecipe(Recipe):
         """Return the adapter's call with the hole: the host's own does not carry all that it needs."""
         hole = mask.to(image).expand(image.shape[0], -1, -1, -1)
         return _AdapterCall((image, hole), random=call.random, adapter=self.adapter)
+
+    def hole(self, host: nn.Module) -> HoleSource | None:
+        """Return where the host's own call carries the hole."""
+        return self.source
 
     def target(self, call: HostCall, image: Tensor) -> Tensor:
         """Return the complete image, in the range in which adapters give theirs back."""
@@ -69,7 +75,7 @@ def derive(host: nn.Module, call: HostCall, image: Tensor, mask: Tensor, adapter
         ReplayError: The call cannot be explained by the image and the mask.
     """
     if adapter is not None and not adapter.replayable:
-        return _AdapterRecipe(adapter, call.signature())
+        return _AdapterRecipe(adapter, call.signature(), find_hole(host, call, mask))
     known = adapter.variant(host) if adapter is not None else None
     names = list(inspect.signature(host.forward).parameters)
     declared: dict[Path, Mapping[int, int | None]] = {}

@@ -195,6 +195,21 @@ def derive_recipe(
     return Recipe(found, call.signature(), names)
 
 
+def find_hole(host: nn.Module, call: HostCall, mask: Tensor) -> HoleSource | None:
+    """Return where a host's call carries the mask (B or 1, 1, H, W), whatever else it carries, or ``None``."""
+    with torch.no_grad():
+        for path, tensor in call.tensors():
+            planes = _planes(tensor)
+            if planes.ndim != 4 or min(planes.shape[2:]) < 2 or len({len(planes), len(mask)} - {1}) > 1:
+                continue
+            hole = mask.double().expand(max(len(planes), len(mask)), -1, -1, -1)
+            for channel, plane in enumerate(planes.expand(len(hole), -1, -1, -1).split(1, dim=1)):
+                if (line := _fit_mask(plane, hole)) is not None:
+                    slope, bias = map(float, line)
+                    return HoleSource(path=path, channel=channel, slope=slope, bias=bias).named(host)
+    return None
+
+
 def _mask_beside(host: nn.Module, mask: Tensor) -> str:
     """Name the attribute or buffer in which a host was given its mask; empty where there is none."""
     least = min(mask.shape[2:]) / 4  # smaller ones may be kernels

@@ -179,6 +179,9 @@ class Observation:
             if "donated buffer" in str(error):
                 raise CaptureError(_BALANCE, *_COMPILED_LATE) from None
             raise
+        except Exception as error:  # of a function of the host's own
+            found = f"{type(error).__name__}: {error}, from a backward in the host that does not run a second time"
+            raise CaptureError(_BALANCE, found, "set Config(balance='none'), or train without that function") from error
         self.early = early
         self.looks_at = dict(looks_at)
         self.awaited = set(self.added)

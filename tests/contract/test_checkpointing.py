@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from hosts import EVERY_HOST, SAMPLE, batch, make_optimizer, same
+from hosts import EVERY_HOST, SAMPLE, ZOO, batch, make_optimizer, same
 from torch.utils.checkpoint import checkpoint
 
 import inpaint_distill
@@ -242,6 +242,40 @@ def test_what_a_reentrant_checkpoint_runs_again_is_not_captured_again_either(cap
     if loss.requires_grad:  # not of what takes its arguments by keyword: a reentrant checkpoint does not see them
         loss.backward()
     assert not captured
+
+
+class Once(torch.autograd.Function):
+    """A checkpoint of a person's own, which lets go of its input in its first backward."""
+
+    @staticmethod
+    def forward(ctx, stage, x, *parameters):
+        ctx.stage, ctx.input, ctx.parameters = stage, x.detach(), parameters
+        with torch.no_grad():
+            return stage.inside(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        with torch.enable_grad():
+            x = ctx.input.requires_grad_()
+            found = torch.autograd.grad(ctx.stage.inside(x), (x, *ctx.parameters), gradient)
+        del ctx.input
+        return (None, *found)
+
+
+@pytest.mark.parametrize("balance", ["gradient_norm", "none"])
+def test_a_backward_that_runs_only_once_is_named_where_the_terms_are_balanced(balance):
+    host = ZOO["separate"].build()
+    stage = host.enc2
+    stage.inside, stage.forward = stage.forward, lambda x: Once.apply(stage, x, *stage.parameters())
+    distiller = inpaint_distill.attach(host, make_optimizer(host), config={"warmup": 0, "balance": balance})
+    image, mask = batch()
+    own = (host(image * (1 - mask), mask) - image).abs().mean()
+    if balance == "none":
+        (own + distiller.loss(image, mask)).backward()
+        assert all(parameter.grad.any() for parameter in host.parameters())
+    else:
+        with pytest.raises(CaptureError, match=r"attribute 'input'.*does not run a second time(.|\n)*balance='none'"):
+            distiller.loss(image, mask)
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
