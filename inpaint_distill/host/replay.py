@@ -203,8 +203,9 @@ def find_hole(host: nn.Module, call: HostCall, mask: Tensor) -> HoleSource | Non
             if planes.ndim != 4 or min(planes.shape[2:]) < 2 or len({len(planes), len(mask)} - {1}) > 1:
                 continue
             hole = mask.double().expand(max(len(planes), len(mask)), -1, -1, -1)
-            for channel, plane in enumerate(planes.expand(len(hole), -1, -1, -1).split(1, dim=1)):
-                if (line := _fit_mask(plane, hole)) is not None:
+            planes = planes.expand(len(hole), -1, -1, -1)
+            for channel in range(planes.shape[1]):
+                if (line := _fit_mask(planes[:, channel : channel + 1], hole)) is not None:
                     slope, bias = map(float, line)
                     return HoleSource(path=path, channel=channel, slope=slope, bias=bias).named(host)
     return None

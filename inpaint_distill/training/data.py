@@ -67,7 +67,7 @@ class StudyData:
         found = hashlib.sha256()
         for tensor in self._pixels():
             found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.contiguous().numpy())
+            found.update(tensor.numpy().tobytes())
         return found.hexdigest()
 
     def _pixels(self) -> tuple[Tensor, ...]:
