@@ -307,6 +307,8 @@ class Distiller:
             if self._injected is not None:  # its own hooks on the root came too late for this forward
                 self._injected.begin(args, kwargs)
         self._settle_image(call)
+        if self.plan is not None and self.plan.overwrites:
+            call = call.safe()
         if self.plan is not None and self.plan.draws:
             call = dataclasses.replace(call, random=RandomState.now(module_device(self._host)))
         observation = self._composer.observation(self._step)

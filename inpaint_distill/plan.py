@@ -60,6 +60,7 @@ class Plan:
         injected: What is injected into the host and stays in it, in words.
         added: Name and number of parameters of each term's networks.
         draws: The host draws random numbers: its teacher is run with the same.
+        overwrites: The host writes into the tensors it is given: they are remembered as copies.
         image: Where a completion block at the host's input goes, or why there is none; ``None`` where none is wanted.
     """
 
@@ -77,6 +78,7 @@ class Plan:
     added: tuple[tuple[str, int], ...] = ()
     deeper: tuple[Stage, ...] = ()
     draws: bool = False
+    overwrites: bool = False
     image: Found | None = None
 
     def __str__(self) -> str:
@@ -292,6 +294,7 @@ def _plan(host: nn.Module, trace: Trace, wanted: Wanted, words: str, calls: Call
         candidates=candidates,
         deeper=deeper,
         draws=trace.draws,
+        overwrites=trace.overwrites,
         image=find_image(host, *calls()) if wanted.image else None,
     )
 

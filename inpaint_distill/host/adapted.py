@@ -35,7 +35,7 @@ class _AdapterCall(HostCall):
             return super().run(module)
         if self.random is not None:
             self.random.restore()
-        return self.adapter.outputs(module, *self.args)
+        return self.adapter.outputs(module, *(self.safe() if self.overwritten else self).args)
 
 
 class _AdapterRecipe(Recipe):
@@ -48,12 +48,12 @@ class _AdapterRecipe(Recipe):
 
     def apply(self, call: HostCall, image: Tensor) -> HostCall:
         """Return the adapter's call on the complete image."""
-        return _AdapterCall((image, torch.zeros_like(image[:, :1])), random=call.random, adapter=self.adapter)
+        return _AdapterCall((image, torch.zeros_like(image[:, :1])), None, call.random, call.overwritten, self.adapter)
 
     def own(self, call: HostCall, image: Tensor, mask: Tensor) -> HostCall:
         """Return the adapter's call with the hole: the host's own does not carry all that it needs."""
         hole = mask.to(image).expand(image.shape[0], -1, -1, -1)
-        return _AdapterCall((image, hole), random=call.random, adapter=self.adapter)
+        return _AdapterCall((image, hole), None, call.random, call.overwritten, self.adapter)
 
     def hole(self, host: nn.Module) -> HoleSource | None:
         """Return where the host's own call carries the hole."""

@@ -29,16 +29,22 @@ class HostCall:
         args: Positional arguments.
         kwargs: Keyword arguments.
         random: Where the random numbers stood before a forward that draws some.
+        overwritten: The host writes into its tensors too: whatever is run is given copies of them.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
     random: RandomState | None = None
+    overwritten: bool = False
 
     @staticmethod
     def of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> HostCall:
         """Remember the arguments of a forward that begins."""
         return HostCall(copied(args), copied(kwargs))
+
+    def safe(self) -> HostCall:
+        """Copy the tensors of a call that the host is about to write into."""
+        return dataclasses.replace(self.rebuild(lambda _, tensor: tensor.clone()), overwritten=True)
 
     def tensors(self) -> Iterator[tuple[Path, Tensor]]:
         """Yield every tensor among the arguments; a path starts with the position or the keyword."""
@@ -53,7 +59,8 @@ class HostCall:
         """Call a module with these arguments, and the random numbers that were drawn with them."""
         if self.random is not None:
             self.random.restore()
-        return module(*copied(self.args), **copied(self.kwargs or {}))
+        given = self.safe() if self.overwritten else self
+        return module(*copied(given.args), **copied(given.kwargs or {}))
 
     def image_size(self) -> tuple[int, int] | None:
         """Return the largest (height, width) among the arguments (B, C, H, W); ``None`` where there is none."""

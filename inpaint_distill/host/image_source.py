@@ -160,9 +160,10 @@ def _is_read(host: nn.Module, call: HostCall, source: ImageSource, hole: Tensor)
     changed = dataclasses.replace(call, args=args, kwargs=kwargs)
     outputs = []
     for each in (call, call, changed):
-        given = {tensor.data_ptr() for _, tensor in each.tensors()}
+        own = each.rebuild(lambda _, tensor: tensor.clone())  # hosts write into what they are given
+        given = {tensor.data_ptr() for _, tensor in own.tensors()}
         with untouched(host), uncompiled():
-            found = [tensor for _, tensor in tensors(each.run(host)) if tensor.is_floating_point()]
+            found = [tensor for _, tensor in tensors(own.run(host)) if tensor.is_floating_point()]
             outputs.append([tensor.float().clone() for tensor in found if tensor.data_ptr() not in given])
     first, again, other = outputs
     if [each.shape for each in first] != [each.shape for each in other]:

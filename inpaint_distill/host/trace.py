@@ -84,6 +84,7 @@ class Trace:
         paths: Every module by each of its names.
         batch: Number of images.
         draws: The forward drew random numbers.
+        overwrites: It wrote into the tensors that the host was given.
         run: Runs the same forward again.
     """
 
@@ -94,6 +95,7 @@ class Trace:
     paths: dict[str, nn.Module]
     batch: int
     draws: bool
+    overwrites: bool
     run: Callable[[], Any]
 
 
@@ -110,12 +112,15 @@ class _Recorder(Hook):
         self.clock = 0
         self.calls: Counter[str] = Counter()
         self.open: list[tuple[str, str, int, int, list[tuple[int, ...]], set[tuple[int, int]]]] = []
+        self.given: list[tuple[Tensor, int]] = []
         self.closed: list[tuple[Event, list[tuple[Path, Tensor, int]]]] = []
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name, path = self.names[module], self._path(module)
         shapes = [tuple(tensor.shape) for _, tensor in tensors((*args, *kwargs.values()))]
         pairs = {(id(arg[0]), id(arg[1])) for arg in (*args, *kwargs.values()) if _is_pair(arg)}
+        if not name:
+            self.given += [(tensor, tensor._version) for _, tensor in tensors((*args, *kwargs.values()))]
         self.open.append((name, path, self.calls[name], self._tick(), shapes, pairs))
         self.calls[name] += 1
 
@@ -134,6 +139,9 @@ class _Recorder(Hook):
         for event, held in self.closed:
             event.overwritten = {where for where, tensor, version in held if tensor._version != version}
         return [event for event, _ in self.closed]
+
+    def overwrites(self) -> bool:
+        return any(tensor._version != version for tensor, version in self.given)
 
     def _path(self, module: nn.Module) -> str:
         around = self.open[-1][1] if self.open else ""
@@ -184,7 +192,7 @@ def trace_forward(
     events = recorder.finish()
     batch = next((shape[0] for shape in events[-1].inputs if len(shape) == 4), 0)
     paths = {path: module for module, found in recorder.paths.items() for path in found}
-    return Trace(events, image_size, used_size or image_size, modules, paths, batch, draws, run)
+    return Trace(events, image_size, used_size or image_size, modules, paths, batch, draws, recorder.overwrites(), run)
 
 
 def trace_call(host: nn.Module, call: HostCall) -> Trace:
@@ -318,7 +326,7 @@ def _stretch(call: HostCall, size: tuple[int, int], wide: tuple[int, int]) -> Ho
 
     def resize(_: Path, tensor: Tensor) -> Tensor:
         if tensor.ndim != 4 or tensor.shape[-2] * size[1] != tensor.shape[-1] * size[0]:
-            return tensor
+            return tensor.clone()  # hosts write into what they are given
         target = (tensor.shape[-2] * wide[0] // size[0], tensor.shape[-1] * wide[1] // size[1])
         return F.interpolate(tensor.float(), target, mode="nearest").to(tensor.dtype)
 

@@ -103,6 +103,7 @@ ZOO = {
     "written": ToyHost(
         "writes what it puts out into what it takes", conventions.Written, "written", index=("restored",)
     ),
+    "overwrites": ToyHost("normalises its argument in place", conventions.Overwrites, "separate"),
     # what comes out
     "image_and_none": ToyHost("returns (image, None)", outputs.ImageAndNone, index=(0,)),
     "dict_output": ToyHost("returns a dict", outputs.DictOutput, index=("out",)),

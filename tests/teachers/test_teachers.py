@@ -40,7 +40,7 @@ def meet(teacher, toy=TOY, image_and_mask=None, prepare=True):
     host = toy.build()
     image, mask = image_and_mask or batch()
     seen = []
-    handle = host.register_forward_pre_hook(lambda m, a, k: seen.append(HostCall.of(a, k)), with_kwargs=True)
+    handle = host.register_forward_pre_hook(lambda m, a, k: seen.append(HostCall.of(a, k).safe()), with_kwargs=True)
     with torch.no_grad():
         toy.call(toy.build(), image, mask)
         state = copy.deepcopy(host.state_dict())
