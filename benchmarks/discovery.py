@@ -28,7 +28,7 @@ from inpaint_distill.host.guard import untouched
 from inpaint_distill.host.named_stages import named_stages
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.taps import FeatureTaps
-from inpaint_distill.host.trace import trace_call
+from inpaint_distill.host.trace import trace_call, without_training_only
 from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def measure(record: dict[str, Any]) -> dict[str, Any]:
         record["call"](host, image, hole)
     handle.remove()
     started = time.perf_counter()
-    trace = trace_call(host, calls[0])
+    trace = without_training_only(host, trace_call(host, calls[0]))
     encoders = find_encoders(trace)
     chosen, _ = choose_encoder(encoders)
     runs = [encoder.stages for encoder in encoders]

@@ -7,6 +7,7 @@ kind, before dilated ones, residual trunks, attention and decoders.
 
 from __future__ import annotations
 
+import itertools
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,9 +52,11 @@ def find_encoders(trace: Trace) -> list[Encoder]:
         PlanError: The resolution falls nowhere.
     """
     for inside in (False, True):  # with the inside of down-sampling blocks only where nothing is found without
-        runs = _down_runs(_candidates(trace, inside_blocks=inside), _images(trace))
+        images = _images(trace)
+        ways = _ways(_candidates(trace, inside_blocks=inside), trace)
+        runs = [run for way in ways for run in _down_runs(way, images)]
         if runs:
-            return [_encoder(run, trace) for run in runs]
+            return [_encoder(run, trace) for run in sorted(runs, key=lambda run: run[-1].event.end)]
     raise PlanError(
         "an encoder: maps whose resolution falls from one module to the next",
         f"none in {len(trace.events)} module calls on an image of {trace.image_size[0]} x {trace.image_size[1]}",
@@ -156,6 +159,29 @@ def _images(trace: Trace) -> list[Event]:
         for event in trace.events
         if any(found.level == 0 and found.channels in (3, 4) for found in single_maps(event, trace, named=True))
     ]
+
+
+def _ways(maps: list[Map], trace: Trace) -> list[list[Map]]:
+    """Take detours out of the sequence of maps: each is one of its own.
+
+    A module that goes down and up again inside, after which its surroundings go on down from where they were, is no
+    part of their encoder: a network that predicts the filters of the next stage, or a stage that is a U-Net itself.
+    """
+    detours: list[Event] = []
+    for module in reversed(trace.events):  # what holds others comes before them
+        if module.leaf or not module.name or any(_inside(module, other) for other in detours):
+            continue
+        levels = [found.level for found in maps if _inside(found.event, module)]
+        steps = [after - before for before, after in itertools.pairwise(levels)]
+        falls = next((index for index, step in enumerate(steps) if step > 0), None)
+        if falls is None or all(step >= 0 for step in steps[falls:]):
+            continue
+        before = [found.level for found in maps if found.event.end < module.start]
+        after = [found.level for found in maps if found.event.start > module.end]
+        if after and after[0] == (before[-1] if before else 0) + 1:
+            detours.append(module)
+    inside = [[found for found in maps if _inside(found.event, module)] for module in detours]
+    return [[found for found in maps if not any(_inside(found.event, module) for module in detours)], *inside]
 
 
 def _down_runs(maps: list[Map], images: list[Event]) -> list[list[Map]]:

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from inpaint_distill.distributed import mean
 from inpaint_distill.errors import ConfigError, ReplayError
 from inpaint_distill.host.guard import lending, untouched
-from inpaint_distill.host.outputs import restored_images
+from inpaint_distill.host.outputs import in_output_range, restored_images
 from inpaint_distill.host.watch import Views, Watch
 from inpaint_distill.networks.meta import meta_parameters
 
@@ -209,7 +209,9 @@ class HostProblem:
                 fix = "return one number that depends on the output: `(error * mask).mean()`"
                 raise ConfigError("one number from inpainting_loss(output, image, mask)", f"a {found}", fix)
             return loss
-        return hole_weighted_l1(output, self.recipe.target(batch.call, batch.image), batch.mask)
+        target = self.recipe.target(batch.call, batch.image)
+        images = restored_images(output, target, _FIX)
+        return hole_weighted_l1(images, in_output_range(images, target, batch.image), batch.mask)
 
     def _forward(self, theta: Parameters, batch: Batch) -> Any:
         own = {place: theta[key] for place, key in self._places.items()}

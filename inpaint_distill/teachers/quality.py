@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inpaint_distill.errors import TeacherWarning
 from inpaint_distill.host.guard import forked_rng
+from inpaint_distill.host.outputs import in_output_range
 from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:
@@ -73,24 +74,28 @@ class _Zero:
         return self.stage.write(output, torch.zeros_like(self.stage.read(output)))
 
 
-def measure_quality(module: nn.Module, call: HostCall, target: Tensor, bottleneck: Stage) -> TeacherQuality:
+def measure_quality(
+    module: nn.Module, call: HostCall, target: Tensor, given: Tensor, bottleneck: Stage
+) -> TeacherQuality:
     """Reconstruct a batch twice, the second time without the deepest feature.
 
     Args:
         module: The teacher, in eval mode.
         call: The host's call with the complete image and an empty hole.
-        target: The complete image in the host's own range, (B, 3, H, W).
+        target: The complete image in the range in which the host takes it, (B, 3, H, W).
+        given: The same as it was given to ``loss()``.
         bottleneck: The deepest tapped stage.
     """
+    images = _images(module, call, target)
+    target = in_output_range(images, target, given)
 
-    def error() -> float:
-        images = _images(module, call, target)
+    def error(images: list[Tensor]) -> float:
         # Coarse and fine images, and masks of three channels among them: the best one is the reconstruction.
         return float(torch.stack([(image - target).abs().mean() for image in images]).min())
 
-    whole = error()
+    whole = error(images)
     with _zeroed(module, [bottleneck]):
-        without = error()
+        without = error(_images(module, call, target))
     flat = (target - target.mean((2, 3), keepdim=True)).abs().mean()
     return TeacherQuality(whole, without, float(flat), bottleneck.label)
 

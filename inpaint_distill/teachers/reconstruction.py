@@ -11,7 +11,7 @@ from torch import Tensor
 from inpaint_distill.distributed import average_
 from inpaint_distill.errors import ConfigError, InputError
 from inpaint_distill.host.guard import forked_rng
-from inpaint_distill.host.outputs import restored_images
+from inpaint_distill.host.outputs import in_output_range, restored_images
 from inpaint_distill.teachers.base import CopyTeacher, running_statistics
 from inpaint_distill.teachers.quality import images_from, images_in, measure_quality
 from inpaint_distill.teachers.unneeded import moved_copy
@@ -70,6 +70,7 @@ class _ReconstructionTeacher(CopyTeacher):
             with torch.enable_grad():
                 target = self.recipe.target(call, image)
                 outputs = restored_images(call.run(self.module), target, _FIX)
+                target = in_output_range(outputs, target, image)
                 loss = torch.stack([(output.float() - target.float()).abs().mean() for output in outputs]).sum()
                 loss.backward()  # type: ignore[no-untyped-call]
             gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
@@ -89,7 +90,8 @@ class _ReconstructionTeacher(CopyTeacher):
     def measure(self, call: HostCall, image: Tensor) -> None:
         """Measure how well it reconstructs a batch, and warn where its deep features are not needed for it."""
         if self.watch is not None:
-            self.quality = measure_quality(self.module, call, self.recipe.target(call, image), self.watch.stages[-1])
+            target = self.recipe.target(call, image)
+            self.quality = measure_quality(self.module, call, target, image, self.watch.stages[-1])
             self.quality.warn()
 
 

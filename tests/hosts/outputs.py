@@ -16,6 +16,7 @@ __all__ = [
     "DictOutput",
     "ImageAndNone",
     "ImageOutput",
+    "Interrupted",
     "LocalGlobal",
     "NamedSkips",
     "PartialBlock",
@@ -84,6 +85,30 @@ class Pictured(Plain):
         feature = Down.forward(self, torch.cat(planes, 1))
         picture = np.tanh(feature.detach().mean(1, keepdim=True).cpu().numpy())
         return self.up(feature), torch.from_numpy(picture)
+
+
+class Predictor(nn.Module):
+    """Goes down and up again by itself, and weighs the channels of another network's next stage."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.dec, self.weigh = Down(WIDTHS[1]), block(WIDTHS[-1], 8), nn.Conv2d(8, WIDTHS[-1], 1)
+
+    def forward(self, x):
+        return self.weigh(self.dec(F.interpolate(self.down(x), scale_factor=4))).mean((2, 3), keepdim=True)
+
+
+class Interrupted(Plain):
+    """A whole network runs between two stages of its encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.predictor = Predictor()
+
+    def forward(self, *planes):
+        x = self.enc1(self.enc0(torch.cat(planes, 1)))
+        weights = self.predictor(x).sigmoid()
+        return self.up(self.enc2(x) * weights)
 
 
 class TrainingOnly(nn.Module):

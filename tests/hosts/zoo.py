@@ -119,6 +119,7 @@ ZOO = {
         tuple(f"fine.{name}" for name in _ENCODER),
         (1,),
     ),
+    "interrupted": ToyHost("a network of its own runs between two stages", outputs.Interrupted),
     "training_only": ToyHost(
         "a second network that is run in training mode alone",
         outputs.TrainingOnly,

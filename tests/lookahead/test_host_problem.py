@@ -10,6 +10,7 @@ from torch import nn
 import inpaint_distill
 from inpaint_distill.errors import ReplayError
 from inpaint_distill.host.call import HostCall
+from inpaint_distill.host.outputs import in_output_range
 from inpaint_distill.lookahead.host_problem import Batch, _places, hole_weighted_l1
 
 TOY = ZOO["separate"]
@@ -103,6 +104,49 @@ def test_what_is_detached_of_the_student_is_taken_from_the_anchor():
     anchor.features[2] = anchor.features[2] + 1
     other, _ = problem.distillation(theta, meta, anchor)
     assert not torch.isclose(other, loss)
+
+
+class Normalises(nn.Module):
+    """Takes 0..255 and gives its image back in -1..1."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = ZOO["separate"].build()
+
+    def forward(self, image, mask):
+        return self.inner((image / 127.5 - 1) * (1 - mask), mask).tanh()
+
+
+def test_a_host_that_gives_back_another_range_than_it_takes_is_measured_in_that():
+    host = Normalises()
+    optimizer = make_optimizer(host)
+    config = {"warmup": 0, "lookahead": {"every": 2}}
+    distiller = inpaint_distill.attach(host, optimizer, config=config)
+    for image, mask in batches(3):
+        own = (host((image + 1) * 127.5, mask) - image).abs().mean()
+        optimizer.zero_grad()
+        (own + distiller.loss(image, mask)).backward()
+        optimizer.step()
+    assert 0 < distiller.log["inpainting after look-ahead"] < 2 * own
+
+
+@pytest.mark.parametrize(
+    ("scale", "output", "expected"),
+    [
+        (127.5, lambda given, taken: given + 0.1, "given"),
+        (127.5, lambda given, taken: taken + 10, "taken"),
+        (0.5, lambda given, taken: given + 0.01, "given"),
+        (0.5, lambda given, taken: taken + 0.01, "taken"),
+        (0.5, lambda given, taken: 0 * given, "taken"),
+    ],
+)
+def test_the_range_of_the_outputs_is_that_of_the_input_unless_they_are_far_closer_to_the_image_given(
+    scale, output, expected
+):
+    given = batch()[0]
+    taken = (given + 1) * scale
+    found = in_output_range([output(given, taken)] * 2, taken, given)
+    assert torch.equal(found, {"given": given, "taken": taken}[expected])
 
 
 def test_the_inpainting_loss_on_batch_b_is_that_of_a_plain_forward():

@@ -61,7 +61,7 @@ def test_both_errors_are_what_the_network_gives_and_nothing_stays_on_it():
     network = Autoencoder(skip=False).eval()
     image = torch.rand(2, 3, 16, 16)
     x = torch.cat([image, torch.zeros(2, 1, 16, 16)], dim=1)
-    found = measure_quality(network, HostCall((x,)), image, Stage(name="down2"))
+    found = measure_quality(network, HostCall((x,)), image, image, Stage(name="down2"))
     with torch.no_grad():
         whole = (network(x) - image).abs().mean()
         without = (network.up(torch.zeros(2, 16, 4, 4)) - image).abs().mean()
