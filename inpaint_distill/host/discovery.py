@@ -167,21 +167,25 @@ def _ways(maps: list[Map], trace: Trace) -> list[list[Map]]:
     A module that goes down and up again inside, after which its surroundings go on down from where they were, is no
     part of their encoder: a network that predicts the filters of the next stage, or a stage that is a U-Net itself.
     """
-    detours: list[Event] = []
+    detours: list[tuple[Event, int]] = []  # each with the level at which it begins
     for module in reversed(trace.events):  # what holds others comes before them
-        if module.leaf or not module.name or any(_inside(module, other) for other in detours):
+        if module.leaf or not module.name or any(_inside(module, other) for other, _ in detours):
             continue
         levels = [found.level for found in maps if _inside(found.event, module)]
         steps = [after - before for before, after in itertools.pairwise(levels)]
         falls = next((index for index, step in enumerate(steps) if step > 0), None)
         if falls is None or all(step >= 0 for step in steps[falls:]):
             continue
-        before = [found.level for found in maps if found.event.end < module.start]
-        after = [found.level for found in maps if found.event.start > module.end]
-        if after and after[0] == (before[-1] if before else 0) + 1:
-            detours.append(module)
-    inside = [[found for found in maps if _inside(found.event, module)] for module in detours]
-    return [[found for found in maps if not any(_inside(found.event, module) for module in detours)], *inside]
+        begins = next((found.level for found in reversed(maps) if found.event.end < module.start), 0)
+        after = next((found.level for found in maps if found.event.start > module.end), 0)
+        if after == begins + 1:
+            detours.append((module, begins))
+
+    def of(found: Map, module: Event, begins: int) -> bool:
+        return _inside(found.event, module) or (found.event is module and found.level < begins)
+
+    inside = [[found for found in maps if of(found, *detour)] for detour in detours]
+    return [[found for found in maps if not any(of(found, *detour) for detour in detours)], *inside]
 
 
 def _down_runs(maps: list[Map], images: list[Event]) -> list[list[Map]]:

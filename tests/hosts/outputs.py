@@ -95,7 +95,8 @@ class Predictor(nn.Module):
         self.down, self.dec, self.weigh = Down(WIDTHS[1]), block(WIDTHS[-1], 8), nn.Conv2d(8, WIDTHS[-1], 1)
 
     def forward(self, x):
-        return self.weigh(self.dec(F.interpolate(self.down(x), scale_factor=4))).mean((2, 3), keepdim=True)
+        weights = self.weigh(self.dec(F.interpolate(self.down(x), scale_factor=4)))
+        return weights.mean((2, 3), keepdim=True), F.interpolate(weights, scale_factor=2)
 
 
 class Interrupted(Plain):
@@ -107,8 +108,8 @@ class Interrupted(Plain):
 
     def forward(self, *planes):
         x = self.enc1(self.enc0(torch.cat(planes, 1)))
-        weights = self.predictor(x).sigmoid()
-        return self.up(self.enc2(x) * weights)
+        weights, shift = self.predictor(x)
+        return self.up(self.enc2(x) * weights.sigmoid()) + shift[:, :3]
 
 
 class TrainingOnly(nn.Module):
