@@ -38,6 +38,8 @@ def attention(found: dict[str, Any], trial: dict[str, Any]) -> str:
     tapped, named = len(part.get("attention", ())), len(found.get("attention", {}).get("named", ()))
     if not named and not tapped:
         return "none"
+    if not part:  # it did not come to that
+        return f"{len(found['attention']['tapped'])} found"
     refused = part.get("refused", 0)
     # Of a family whose adapter leaves attention to discovery it is not said how many there are.
     return f"{tapped} tapped" + (f" of {named}" if named else "") + (f", {refused} refused" if refused else "")
@@ -63,7 +65,9 @@ def trains(trial: dict[str, Any]) -> str:
 def detaches(trial: dict[str, Any]) -> str:
     """Say whether nothing was left behind."""
     parts = [trial[name] for name in ("alone", "adapted") if name in trial and "error" not in trial[name]]
-    return "clean" if parts and all(part["detached"] for part in parts) else "**no**"
+    if not parts:
+        return "not reached"
+    return "clean" if all(part["detached"] for part in parts) else "**no**"
 
 
 def main() -> None:
