@@ -173,6 +173,8 @@ class Observation:
                         raise _reentrant()  # only there a tensor has no gradient when it appears, and one later
                     norms = [each.float().square().sum() for each in self._gradients(value, own).values()]
                     self.norms[name].append(torch.stack([torch.zeros_like(value), *norms]).sum())
+        except CaptureError:
+            raise
         except RuntimeError as error:
             if "use_reentrant" in str(error):
                 raise _reentrant() from None
