@@ -22,11 +22,11 @@ from inpaint_distill.training.ablation import BARE, BLOCK, FILLED, WHOLE
 from inpaint_distill.training.explained import PARTS
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.result import interval_of
-from inpaint_distill.training.statistics import verdict
+from inpaint_distill.training.statistics import paired_interval, verdict
 from inpaint_distill.training.tables import COMPARISON_LABELS, METRIC_FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from matplotlib.axes import Axes
 
@@ -177,9 +177,19 @@ def headline(study: Study) -> str:
 
 
 def bins(study: Study) -> str:
-    """Write the differences in hole PSNR by hole ratio."""
+    """Write the differences in hole PSNR by hole ratio, and how much more the largest holes gain than the smallest."""
     names = ("all", *BIN_NAMES)
-    return by_column(study, [("hole_psnr", name) for name in names], ["all", *(f"{name}%" for name in BIN_NAMES)])
+    heads = ["all", *(f"{name}%" for name in BIN_NAMES), f"{BIN_NAMES[-1]}% minus {BIN_NAMES[0]}%"]
+    return by_column(study, [("hole_psnr", name) for name in names], heads, large_holes)
+
+
+def large_holes(study: Study, host: str, regime: str, comparison: str) -> str:
+    """Write what a cell's largest holes gain more than its smallest, seed by seed."""
+    small, large = (study.row(host, regime, comparison, "hole_psnr", name) for name in (BIN_NAMES[0], BIN_NAMES[-1]))
+    if small is None or large is None:
+        return difference(None)
+    more = paired_interval(small["differences"], large["differences"])
+    return difference({**large, "mean": more.mean, "low": more.low, "high": more.high})
 
 
 def metrics(study: Study) -> str:
@@ -188,12 +198,19 @@ def metrics(study: Study) -> str:
     return by_column(study, [(name, "all") for name in others], [METRIC_FORMATS[name][0] for name in others])
 
 
-def by_column(study: Study, columns: Sequence[tuple[str, str]], heads: Sequence[str]) -> str:
-    """Write a row per cell and comparison, a column per metric and bin."""
+def by_column(
+    study: Study,
+    columns: Sequence[tuple[str, str]],
+    heads: Sequence[str],
+    *further: Callable[[Study, str, str, str], str],
+) -> str:
+    """Write a row per cell and comparison, a column per metric and bin, and further ones."""
     rows: list[Sequence[str]] = []
     for host, regime in study.run():
         for comparison, label in COMPARISON_LABELS.items():
-            rows.append((host, regime, label, *(difference(study.row(host, regime, comparison, *c)) for c in columns)))
+            cells = [difference(study.row(host, regime, comparison, *column)) for column in columns]
+            cells += [write(study, host, regime, comparison) for write in further]
+            rows.append((host, regime, label, *cells))
     return table(("host", "regime", "at", *heads), rows, 3)
 
 

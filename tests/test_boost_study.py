@@ -276,6 +276,20 @@ def test_the_page_and_the_readme_show_the_numbers_and_what_is_not_run(study, tmp
     assert (tmp_path / "docs" / "results" / "boost_study.png").stat().st_size > 10_000
 
 
+def test_what_the_largest_holes_gain_more_than_the_smallest_is_taken_seed_by_seed(study, tmp_path):
+    gains = {"10-20": [0.1, 0.3], "40-50": [0.3, 0.6]}
+    wanted = {"host": "wide", "regime": "small", "arm": "distilled", "comparison": "steps", "metric": "hole_psnr"}
+    row = find(study["rows"], **wanted, bin="all")
+    others = [each for each in study["rows"] if each["host"] != "wide" or each["bin"] not in gains]
+    added = [{**row, "bin": name, "differences": each} for name, each in gains.items()]
+    page, _ = make_page({**study, "rows": [*others, *added]}, tmp_path)
+    half = scipy.stats.t.ppf(0.975, 1) * 0.05
+    assert (
+        cells_of(page, "bins", "wide", "small", "equal steps")[-1] == f"+0.25 [{0.25 - half:+.2f}, {0.25 + half:+.2f}]"
+    )
+    assert cells_of(page, "bins", "wide", "small", "equal wall-clock")[-1] == "not measured"
+
+
 def test_a_host_that_is_not_run_where_another_is_has_its_row(study, tmp_path):
     own = {part: [each for each in study[part] if each["host"] == "narrow"] for part in ("cells", "rows")}
     page, readme = make_page({**study, **own}, tmp_path)

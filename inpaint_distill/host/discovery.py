@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from bisect import bisect_left
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -168,16 +169,18 @@ def _ways(maps: list[Map], trace: Trace) -> list[list[Map]]:
     part of their encoder: a network that predicts the filters of the next stage, or a stage that is a U-Net itself.
     """
     detours: list[tuple[Event, int]] = []  # each with the level at which it begins
+    ends = [found.event.end for found in maps]  # they come in this order, and calls are nested
     for module in reversed(trace.events):  # what holds others comes before them
         if module.leaf or not module.name or any(_inside(module, other) for other, _ in detours):
             continue
-        levels = [found.level for found in maps if _inside(found.event, module)]
+        first, last = bisect_left(ends, module.start), bisect_left(ends, module.end)
+        levels = [found.level for found in maps[first:last]]
         steps = [after - before for before, after in itertools.pairwise(levels)]
         falls = next((index for index, step in enumerate(steps) if step > 0), None)
         if falls is None or all(step >= 0 for step in steps[falls:]):
             continue
-        begins = next((found.level for found in reversed(maps) if found.event.end < module.start), 0)
-        after = next((found.level for found in maps if found.event.start > module.end), 0)
+        begins = maps[first - 1].level if first else 0
+        after = next((found.level for found in maps[last:] if found.event.start > module.end), 0)
         if after == begins + 1:
             detours.append((module, begins))
 
