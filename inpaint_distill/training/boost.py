@@ -19,6 +19,7 @@ from inpaint_distill.training.cost import step_cost
 from inpaint_distill.training.data import load_data
 from inpaint_distill.training.figures import curves, differences, forest, panels
 from inpaint_distill.training.inspect import inspect_study
+from inpaint_distill.training.lock import locked
 from inpaint_distill.training.loop import Trainer
 from inpaint_distill.training.metrics import composite
 from inpaint_distill.training.pool import PANELS, Pool
@@ -59,10 +60,28 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
 
     Raises:
         StateError: ``folder`` holds a study and ``resume`` is off, or one of other settings, images, masks or weights
-            to start from.
+            to start from; or another process trains it.
         DataError: Images or masks cannot be used.
     """
     settings.adapter()  # a name that does not exist is told before anything is loaded
+    with locked(folder):
+        return _boost(settings, folder, console, resume=resume)
+
+
+def measure_cost(settings: BoostSettings, folder: Path) -> dict[str, Any]:
+    """Measure what a step costs in each arm and keep it for :func:`boost`, which may then share the machine.
+
+    Raises:
+        StateError: ``folder`` holds a study of other settings, or another process trains it.
+        DataError: Images or masks cannot be used.
+    """
+    with locked(folder):
+        runs = _open(settings, folder, resume=True)
+        data = None if (runs / _COST).exists() else load_data(settings)
+        return _cost(settings, data, runs)
+
+
+def _boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bool) -> dict[str, Any]:
     runs = _open(settings, folder, resume=resume)
     data = load_data(settings)
     _same_inputs(settings, data, folder)
@@ -88,18 +107,6 @@ def boost(settings: BoostSettings, folder: Path, console: Console, *, resume: bo
     images |= {arm: composite(restored[arm], image, hole) for arm in (BARE, *settings.variants[-_SHOWN:])}
     _write(result, {**images, "truth": image}, folder)
     return result
-
-
-def measure_cost(settings: BoostSettings, folder: Path) -> dict[str, Any]:
-    """Measure what a step costs in each arm and keep it for :func:`boost`, which may then share the machine.
-
-    Raises:
-        StateError: ``folder`` holds a study of other settings.
-        DataError: Images or masks cannot be used.
-    """
-    runs = _open(settings, folder, resume=True)
-    data = None if (runs / _COST).exists() else load_data(settings)
-    return _cost(settings, data, runs)
 
 
 def _write(result: dict[str, Any], images: dict[str, Tensor], folder: Path) -> None:

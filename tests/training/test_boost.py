@@ -18,6 +18,7 @@ from inpaint_distill.cli import main
 from inpaint_distill.config import from_dict, to_dict
 from inpaint_distill.training.ablation import Contrast
 from inpaint_distill.training.boost import _runs
+from inpaint_distill.training.lock import locked
 from inpaint_distill.training.result import compare
 from inpaint_distill.training.settings import BoostSettings
 from inpaint_distill.training.statistics import paired_interval
@@ -195,12 +196,16 @@ def interrupted(process):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
-def test_ctrl_c_leaves_a_study_that_can_be_resumed(tmp_path):
+def test_ctrl_c_leaves_a_study_that_can_be_resumed_and_that_nobody_else_trains_until_then(tmp_path, capsys):
     process = long_study(tmp_path)
-    runs = tmp_path / "out" / "runs"
-    assert wait_for(lambda: process.poll() is not None or list(runs.glob("*.checkpoint")), 300)
+    out = tmp_path / "out"
+    assert wait_for(lambda: process.poll() is not None or list(out.glob("runs/*.checkpoint")), 300)
+    assert main(["boost", "--config", str(tmp_path / "long.yaml"), "--out", str(out), "--resume"]) == 2
+    assert "another process that trains it now" in capsys.readouterr().err
     interrupted(process)
-    assert list(runs.glob("*.checkpoint"))
+    assert list(out.glob("runs/*.checkpoint"))
+    with locked(out):
+        pass
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
@@ -220,7 +225,8 @@ def test_workers_of_a_study_that_is_killed_save_and_end(tmp_path):
     finally:
         process.kill()
         process.wait(timeout=30)
-    assert wait_for(lambda: not workers(process), 60)
+    with locked(tmp_path / "out"):  # nothing that a killed process leaves is in the way
+        assert wait_for(lambda: not workers(process), 60)
 
 
 @pytest.mark.parametrize(("ratio", "longer"), [(1.4, 140), (0.9, 100)])
