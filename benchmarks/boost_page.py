@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import re
 import statistics
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from matplotlib.axes import Axes
+
+    from inpaint_distill.training.statistics import Interval
 
 # From the palette of Okabe and Ito; grey where the interval includes zero.
 COLOURS = {"gain": "#0072B2", "loss": "#D55E00", "not shown": "#8A8A8A"}
@@ -55,6 +58,7 @@ class Study:
         protocol = content["protocol"]
         self.hosts = [each["name"] for each in protocol["hosts"]]
         self.regimes = list(protocol["regimes"])
+        self.pairs = len(protocol.get("settings", {}).get("seeds", ()))
         self.cells = {(each["host"], each["regime"]): each for each in content["cells"]}
         names = ("regime", "arm", "comparison", "metric", "bin")
         self.rows = {(row["host"], *(row[name] for name in names)): row for row in content["rows"]}
@@ -121,10 +125,10 @@ def both(study: Study, host: str | None, regime: str) -> str:
     return ", ".join(f"{difference(row)} at {label} ({OUTCOMES[outcome(row)]})" for label, row in found.items() if row)
 
 
-def finding(study: Study) -> str:
+def finding(study: Study, regimes: Sequence[str]) -> str:
     """Say in a line per regime what the means over the hosts show on hole PSNR over all holes."""
     lines = []
-    for regime in study.regimes:
+    for regime in regimes:
         hosts = [host for host in study.hosts if (host, regime) in study.cells]
         if study.averaged(regime):
             said = f"{len(hosts)} hosts: {both(study, None, regime)}"
@@ -136,7 +140,7 @@ def finding(study: Study) -> str:
         lines.append(f"- {regime} ({' or '.join(f'{count:,}' for count in images)} training images), {said}")
     if not lines:
         return "No cell of the study has been run yet."
-    head = "What distillation, with its block, adds to hole PSNR (dB), mean over the hosts [95% interval over hosts]:"
+    head = "What block and distillation add to hole PSNR (dB), mean over the hosts [95% interval over hosts]:"
     fills = sorted({f"{cell['fills']['interpolation']:.2f}" for cell in study.cells.values() if cell.get("fills")})
     if fills:
         lines.append(f"- for scale: interpolation of the holes, without a network, has {' or '.join(fills)} dB")
@@ -149,9 +153,10 @@ def headline(study: Study) -> str:
     for host, regime in study.run():
         cell, steps, longer = study.cells[host, regime], *(study.row(host, regime, c) for c in COMPARISON_LABELS)
         values = (value(steps, "baseline_mean"), value(steps, "arm_mean"), difference(steps))
-        pairs, cost = str(steps["pairs"] if steps else 0), f"{cell['cost_ratio'][WHOLE]:.2f}x"
+        pairs = str(steps["pairs"] if steps else 0)
+        costs = [f"{cell[key][WHOLE]:.2f}x" for key in ("cost_ratio", "cost_ratio_active")]
         train = f"{cell['images']['train']:,}"
-        rows.append((host, regime, train, *values, value(longer, "baseline_mean"), difference(longer), pairs, cost))
+        rows.append((host, regime, train, *values, value(longer, "baseline_mean"), difference(longer), pairs, *costs))
     for regime in study.regimes:
         steps, longer = (study.row(None, regime, c) for c in COMPARISON_LABELS)
         if study.averaged(regime):
@@ -164,11 +169,12 @@ def headline(study: Study) -> str:
         "regime",
         "training images",
         "host alone",
-        "with distillation",
+        "with block and distillation",
         differences[0],
         "host alone, longer",
     )
-    text = f"{finding(study)}\n\n{table((*head, differences[1], 'pairs', 'step'), rows, 2)}"
+    tail = (differences[1], "pairs", "step", "step before the fade")
+    text = f"{finding(study, study.regimes)}\n\n{table((*head, *tail), rows, 2)}"
     missing = {
         regime: ", ".join(host for host in study.hosts if (host, regime) not in study.cells) for regime in study.regimes
     }
@@ -188,8 +194,60 @@ def large_holes(study: Study, host: str, regime: str, comparison: str) -> str:
     small, large = (study.row(host, regime, comparison, "hole_psnr", name) for name in (BIN_NAMES[0], BIN_NAMES[-1]))
     if small is None or large is None:
         return difference(None)
-    more = paired_interval(small["differences"], large["differences"])
-    return difference({**large, "mean": more.mean, "low": more.low, "high": more.high})
+    return between(large, paired_interval(small["differences"], large["differences"]))
+
+
+def between(row: Mapping[str, Any], interval: Interval) -> str:
+    """Write another interval of a row's metric; of one pair it has no bounds."""
+    low, high = (None if math.isnan(bound) else bound for bound in (interval.low, interval.high))
+    return difference({**row, "pairs": interval.pairs, "mean": interval.mean, "low": low, "high": high})
+
+
+def lacking(study: Study) -> str:
+    """Write the differences as shares of what a host lacks to the best one on the page, by hole ratio.
+
+    Rows of the best one, and of a host that lacks nothing in holes of some ratio, are left out.
+    """
+    names = ("all", *BIN_NAMES)
+    scores = {place: row["arm_mean"] for place in study.run() if (row := study.row(*place, "steps")) is not None}
+    best = max(scores, key=lambda place: scores[place], default=("", ""))
+    rows: list[Sequence[str]] = []
+    for (host, regime), (comparison, label) in itertools.product(study.run(), COMPARISON_LABELS.items()):
+        found = [
+            (study.row(host, regime, comparison, name=name), study.row(*best, "steps", name=name)) for name in names
+        ]
+        gaps = [there["arm_mean"] - row["baseline_mean"] for row, there in found if row and there]
+        if host == best[0] or len(gaps) < len(names) or min(gaps) <= 0:
+            continue
+        shares = [[each / gap for each in row["differences"]] for (row, _), gap in zip(found, gaps, strict=True)]
+        more = percent(paired_interval(shares[1], shares[-1]))
+        rows.append((host, regime, label, *(f"{statistics.fmean(share):.0%}" for share in shares), more))
+    if not rows:
+        return f"{NOT_RUN.capitalize()}."
+    heads = ("all", *(f"{name}%" for name in BIN_NAMES), f"{BIN_NAMES[-1]}% minus {BIN_NAMES[0]}% (points)")
+    head = f"The best is {best[0]} in `{best[1]}`, with distillation."
+    return f"{head}\n\n{table(('host', 'regime', 'at', *heads), rows, 3)}"
+
+
+def percent(interval: Interval) -> str:
+    """Write an interval in percentage points, bold where it excludes zero."""
+    text = f"{100 * interval.mean:+.0f}"
+    if not math.isnan(interval.low):
+        text += f" [{100 * interval.low:+.0f}, {100 * interval.high:+.0f}]"
+    return text if verdict(interval) == "not shown" else f"**{text}**"
+
+
+def later(study: Study) -> str:
+    """Write what the first pairs of a cell show and what those do that its host was given beyond the protocol's."""
+    rows: list[Sequence[str]] = []
+    for (host, regime), (comparison, label) in itertools.product(study.run(), COMPARISON_LABELS.items()):
+        row = study.row(host, regime, comparison)
+        if row and row["pairs"] > study.pairs:
+            parts = (row["differences"][: study.pairs], row["differences"][study.pairs :], row["differences"])
+            found = [paired_interval([0.0] * len(part), part) for part in parts]
+            rows.append((host, regime, label, *(between(row, each) for each in found)))
+    heads = (f"the first {study.pairs}", "those added", "all")
+    return table(("host", "regime", "at", *heads), rows, 3) if rows else f"{NOT_RUN.capitalize()}."
 
 
 def metrics(study: Study) -> str:
@@ -351,33 +409,37 @@ def repeat(study: Study, results: Path) -> str:
 
 
 def short(study: Study) -> str:
-    """Write the README's block: picture, findings, and a row per host of the regimes that several hosts have run."""
+    """Write the README's block: picture, findings, and a row per host of the regimes that several hosts have run.
+
+    Of the first of them also what the block and interpolated holes do alone, at equal steps.
+    """
     begun = [regime for regime in study.regimes if any(place[1] == regime for place in study.cells)]
     regimes = [regime for regime in begun if study.averaged(regime)] or begun
+    columns = [(regime, key, WHOLE, label) for regime in regimes for key, label in COMPARISON_LABELS.items()]
+    alone = {BLOCK: "block alone", FILLED: "interpolated holes alone"}
+    columns += [(regimes[0], "steps", arm, label) for arm, label in alone.items() if regimes]
     rows = []
-    for host in study.hosts:
-        own = [study.cells.get((host, regime)) for regime in regimes]
-        made = [cell for cell in own if cell]
-        row = [host, f"{made[0]['parameters']:,}" if made else ""]
-        for regime, cell in zip(regimes, own, strict=True):
-            row += [difference(study.row(host, regime, c)) if cell else NOT_RUN for c in COMPARISON_LABELS]
-        rows.append((*row, ", ".join(f"{cell['cost_ratio'][WHOLE]:.2f}x" for cell in made)))
-    mean = ["mean over hosts", ""]
-    for regime in regimes:
-        found = [study.row(None, regime, c) for c in COMPARISON_LABELS]
-        mean += [difference(row) if row and study.averaged(regime) else "" for row in found]
-    head = [
-        "host",
-        "parameters",
-        *(f"{r}, {label}" for r in regimes for label in COMPARISON_LABELS.values()),
-        "step",
-    ]
-    picture = "![hole PSNR: difference that distillation makes, per host](docs/results/boost_study.png)"
+    for host in (*study.hosts, None):
+        row = [host or "mean over hosts"]
+        for regime, comparison, arm, _ in columns:
+            found = study.row(host, regime, comparison, arm=arm)
+            if host is None:
+                every = len([each for each in study.hosts if (each, regime) in study.cells])
+                fewer = f" ({found['pairs']} hosts)" if found and found["pairs"] < every else ""
+                row.append(difference(found) + fewer if study.averaged(regime, comparison, arm=arm) else "")
+            elif (host, regime) not in study.cells:
+                row.append(NOT_RUN)
+            else:
+                row.append("" if found is None and arm != WHOLE else difference(found))
+        costs = [study.cells[host, regime]["cost_ratio"][WHOLE] for regime in regimes if (host, regime) in study.cells]
+        rows.append((*row, ", ".join(f"{cost:.2f}x" for cost in costs)))
+    picture = "![hole PSNR: difference that block and distillation make, per host](docs/results/boost_study.png)"
     words = (
-        f"{finding(study)}\n\nHost by host: differences on the test images with 95% intervals over the seeds, bold "
-        "where they exclude zero. [docs/boost.md](docs/boost.md) has protocol, all metrics and limits."
+        f"{finding(study, regimes)}\n\nHost by host: differences on the test images with 95% intervals over the seeds, "
+        "bold where they exclude zero. [docs/boost.md](docs/boost.md) has protocol, all metrics and limits."
     )
-    return f"{picture}\n\n{words}\n\n{table(head, [*rows, mean], 1)}"
+    head = ("host", *(f"{regime}, {label}" for regime, _, _, label in columns), "step")
+    return f"{picture}\n\n{words}\n\n{table(head, rows, 1)}"
 
 
 def forest(study: Study, path: Path) -> None:
@@ -453,7 +515,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = root / "docs" / "results"
     study = Study(json.loads((results / "boost_study.json").read_text(encoding="utf-8")))
     forest(study, results / "boost_study.png")
-    made = {write.__name__: write(study) for write in (headline, bins, metrics, speed, parts, control, filled)}
+    made = {
+        write.__name__: write(study)
+        for write in (headline, later, bins, lacking, metrics, speed, parts, control, filled)
+    }
     made |= {write.__name__: write(study, results) for write in (training, repeat)}
     insert(root / "docs" / "boost.md", made)
     insert(root / "README.md", {"results": short(study)})

@@ -142,6 +142,7 @@ def cell(result: Mapping[str, Any], host: str, regime: str, wanted: BoostSetting
         "fills": result.get("fills"),  # a result of before has none
         "tuning": result["tuning"],
         "cost_ratio": {arm: result["cost"]["ratio"][arm] for arm in settings["variants"]},
+        "cost_ratio_active": {arm: result["cost"]["ratio_active"][arm] for arm in settings["variants"]},
         "seeds": settings["seeds"],
         "flatness": flatness(result["runs"]),
         "steps_to_bare": steps_to_bare(result["runs"]),

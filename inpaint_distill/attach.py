@@ -41,6 +41,7 @@ def attach(
     stages: Sequence[Target | Stage] | None = None,
     attention: Sequence[Target | AttentionSite] | None = None,
     completion: bool | None = None,
+    decay: tuple[int, int] | None = None,
     lookahead: Literal["finite_difference", "unroll", "off"] | None = None,
     inpainting_loss: InpaintingLoss | None = None,
     adapter: Adapter | str | None = None,
@@ -65,6 +66,8 @@ def attach(
         completion: Inject a completion block, which stays in the host: at its input, if it reads what stands in its
             holes, else after its first stage; ``Config.completion_levels`` names others. It starts as nothing,
             unless ``Config.completion_start`` says otherwise.
+        decay: Steps (first, last) between which distillation fades to zero: from the last on nothing but the block, if
+            there is one, costs anything. By default it never fades.
         lookahead: How the meta-networks are trained: ``"finite_difference"`` (default), ``"unroll"`` or ``"off"``.
         inpainting_loss: ``loss(output, image, mask)``, by which they are trained: the host's output, and image and mask
             as given to ``loss()``. By default the L1 distance in the host's own range, the hole weighing 6 times.
@@ -90,6 +93,8 @@ def attach(
         values["teacher"] = teacher
     if completion is not None:
         values["completion"] = completion
+    if decay is not None:
+        values["decay"] = decay
     if lookahead is not None:
         values["lookahead"] = {**values.get("lookahead", {}), "engine": lookahead}
     config = from_dict(Config, values)

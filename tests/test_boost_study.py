@@ -271,7 +271,7 @@ def test_the_page_and_the_readme_show_the_numbers_and_what_is_not_run(study, tmp
         assert "| narrow | full |" not in block(page, name)
     assert "--hosts narrow --regimes small`" in cells_of(page, "repeat", "narrow", "small")[2]
     assert cells_of(page, "repeat", "narrow", "small")[3] == "[curves](results/boost-study/narrow-small/curves.png)"
-    assert len(cells_of(readme, "results", "wide")) == 5, "a regime that no host has run has no column"
+    assert len(cells_of(readme, "results", "wide")) == 6, "a regime that no host has run has no column"
     assert "small (8 training images)" in block(readme, "results")
     assert (tmp_path / "docs" / "results" / "boost_study.png").stat().st_size > 10_000
 
@@ -290,10 +290,40 @@ def test_what_the_largest_holes_gain_more_than_the_smallest_is_taken_seed_by_see
     assert cells_of(page, "bins", "wide", "small", "equal wall-clock")[-1] == "not measured"
 
 
+def test_pairs_that_were_added_stand_by_themselves(study, tmp_path):
+    wanted = {"host": "wide", "regime": "small", "arm": "distilled", "comparison": "steps", "metric": "hole_psnr"}
+    row = find(study["rows"], **wanted, bin="all")
+    gains = [0.1, 0.3, 0.6]
+    rows = [{**each, "differences": gains, "pairs": 3} if each is row else each for each in study["rows"]]
+    page, _ = make_page({**study, "rows": rows}, tmp_path)
+    half = scipy.stats.t.ppf(0.975, 1) * 0.1
+    first, added, every = cells_of(page, "later", "wide", "small", "equal steps")[3:]
+    assert (first, added) == (f"+0.20 [{0.2 - half:+.2f}, {0.2 + half:+.2f}]", "+0.60")
+    assert every.startswith("+0.33 [")
+    assert "| narrow |" not in block(page, "later")
+
+
+def test_what_is_gained_is_set_against_what_the_best_host_has_more(study, tmp_path):
+    wanted = {"arm": "distilled", "metric": "hole_psnr"}
+    row = find(study["rows"], host="narrow", regime="small", comparison="steps", bin="all", **wanted)
+    gains = {"all": [1.0, 2.0], "10-20": [0.5, 1.0], "20-30": [1.0, 1.0], "30-40": [1.0, 1.0], "40-50": [2.0, 3.0]}
+    narrow = [{**row, "bin": name, "baseline_mean": 10, "arm_mean": 11, "differences": d} for name, d in gains.items()]
+    wide = [{**each, "host": "wide", "baseline_mean": 13, "arm_mean": 15} for each in narrow]
+    page, _ = make_page({**study, "rows": [*narrow, *wide]}, tmp_path)
+    assert "The best is wide in `small`, with distillation." in block(page, "lacking")
+    assert "| wide |" not in block(page, "lacking")
+    cells = cells_of(page, "lacking", "narrow", "small", "equal steps")
+    assert cells[3:8] == ["30%", "15%", "20%", "20%", "50%"]
+    half = scipy.stats.t.ppf(0.975, 1) * 5
+    assert cells[8] == f"+35 [{35 - half:+.0f}, {35 + half:+.0f}]"
+    page, _ = make_page({**study, "rows": [{**narrow[0], "baseline_mean": 16}, *narrow[1:], *wide]}, tmp_path)
+    assert "Not yet run." in block(page, "lacking"), "a host that lacks nothing has no share of it"
+
+
 def test_a_host_that_is_not_run_where_another_is_has_its_row(study, tmp_path):
     own = {part: [each for each in study[part] if each["host"] == "narrow"] for part in ("cells", "rows")}
     page, readme = make_page({**study, **own}, tmp_path)
-    assert cells_of(readme, "results", "wide")[2:4] == ["not yet run"] * 2
+    assert cells_of(readme, "results", "wide")[1:3] == ["not yet run"] * 2
     assert "\nNot yet run: small: wide; full: narrow, wide." in block(page, "headline")
 
 
@@ -396,24 +426,25 @@ def test_the_line_of_a_regime_says_gain_loss_or_neither(study, tmp_path, bounds,
 def test_one_host_has_no_mean_over_hosts(study, tmp_path):
     page, readme = make_page(study, tmp_path / "two")
     assert "| mean of 2 hosts | small |" in block(page, "headline")
-    assert "" not in cells_of(readme, "results", "mean over hosts")[2:4]
+    assert "" not in cells_of(readme, "results", "mean over hosts")[1:3]
     alone = {**study, "overall": [{**row, "hosts": ["narrow"]} for row in study["overall"]]}
     page, readme = make_page(alone, tmp_path / "one")
     assert "mean of" not in block(page, "headline")
-    assert cells_of(readme, "results", "mean over hosts")[2:4] == ["", ""]
+    assert cells_of(readme, "results", "mean over hosts")[1:3] == ["", ""]
     row = find(study["rows"], host="narrow", arm="distilled", comparison="steps", metric="hole_psnr", bin="all")
     assert f"too few hosts for a mean: narrow {row['mean']:+.2f} [" in block(readme, "results").replace("**", "")
 
 
-def test_a_regime_that_one_host_has_run_is_a_line_in_the_readme_and_no_column(study, tmp_path):
+def test_a_regime_that_one_host_has_run_is_a_line_on_the_page_alone(study, tmp_path):
     more = {
         part: [{**each, "regime": "full"} for each in study[part] if each["host"] == "narrow"]
         for part in ("cells", "rows")
     }
     more["overall"] = [{**row, "regime": "full", "hosts": ["narrow"]} for row in study["overall"]]
-    _, readme = make_page({**study, **{part: [*study[part], *rows] for part, rows in more.items()}}, tmp_path)
-    assert "- full (8 training images), too few hosts for a mean: narrow " in block(readme, "results")
-    assert len(cells_of(readme, "results", "narrow")) == 5, "host, parameters, small twice, step"
+    page, readme = make_page({**study, **{part: [*study[part], *rows] for part, rows in more.items()}}, tmp_path)
+    assert "- full (8 training images), too few hosts for a mean: narrow " in block(page, "headline")
+    assert "- full" not in block(readme, "results")
+    assert len(cells_of(readme, "results", "narrow")) == 6, "host, small twice, block, interpolation, step"
 
 
 def test_interpolation_without_a_network_stands_beside_the_means(study, tmp_path):

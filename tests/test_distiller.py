@@ -200,11 +200,12 @@ def test_the_log_names_the_terms_their_factors_and_the_sum():
 
 
 def test_once_distillation_has_faded_the_teacher_rests_and_nothing_looks_ahead():
-    config = {**FIXED, "decay": (1, 2), "lookahead": {"every": 1}}
+    config = {**FIXED, "lookahead": {"every": 1}}
     torch.manual_seed(1)
     host = PLAIN.build()
     optimizer = make_optimizer(host)
-    distiller = inpaint_distill.attach(host, optimizer, config=config)
+    distiller = inpaint_distill.attach(host, optimizer, decay=(1, 2), config=config)
+    assert distiller.config.decay == (1, 2)
     train(PLAIN, host, optimizer, data(2), distiller)
     teacher, meta = state_of(distiller._teacher.module), [p.clone() for _, p in meta_parameters(distiller._terms)]
     losses = train(PLAIN, host, optimizer, data(3, start=2), distiller)
