@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch._compile import _disable_dynamo
 
 from inpaint_distill.companion import CompanionOptimizer, adopt, disown
@@ -25,7 +25,7 @@ from inpaint_distill.host.tree import tensors
 from inpaint_distill.host.watch import Views, Watch
 from inpaint_distill.host.wrappers import check_whole, unwrap
 from inpaint_distill.inject import inject
-from inpaint_distill.injection import Injected, check_unlisted, injected
+from inpaint_distill.injection import Injected, check_unlisted, injected, spec_in
 from inpaint_distill.inputs import check_complete, check_shapes, check_values
 from inpaint_distill.lookahead.host_problem import HostProblem
 from inpaint_distill.lookahead.lookahead import Lookahead
@@ -135,10 +135,11 @@ class Distiller:
         if not self._attached:
             raise CaptureError("a distillation loss", "the distiller is detached", "attach() again")
         check_shapes(image, mask, latent=self._wanted.latent)
-        if not torch.is_grad_enabled():
-            raise CaptureError("a distillation loss", "loss() was called under no_grad", "call it with gradients on")
         if self._paused:
             return image.new_zeros((), dtype=torch.float32)
+        if not torch.is_grad_enabled():
+            fix = "call it with gradients on; in validation, call it, and the host, within distiller.paused()"
+            raise CaptureError("a distillation loss", "loss() was called under no_grad", fix)
         if not self._composer.due(self._step):
             if self._seeks_hole and self._forwards.last is not None:
                 check_values(image, mask, latent=self._wanted.latent)
@@ -291,7 +292,7 @@ class Distiller:
             self._ran_without_grad = True
             return None
         call = HostCall.of(args, kwargs)
-        self._meet()
+        self._meet(module)
         late = self._watch is None or self._place != module_place(self._host)
         fresh = late and injected(self._host) is None
         if late:
@@ -311,7 +312,7 @@ class Distiller:
             call = call.safe()
         if self.plan is not None and self.plan.draws:
             call = dataclasses.replace(call, random=RandomState.now(module_device(self._host)))
-        observation = self._composer.observation(self._step)
+        observation = self._composer.observation(self._step, self._host.parameters)
         if self._watch is not None:
             if self._forwards.last is not None:
                 self._forwards.last.kept = self._forwards.last.kept or self._watch.put_aside()
@@ -343,6 +344,26 @@ class Distiller:
         if not self._paused:
             self.step()
 
+    def _before_load(self, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Inject what the weights about to be loaded were saved with, if nothing has been injected yet."""
+        spec = None if injected(self._host) is not None else spec_in(state, prefix)
+        if spec is None:
+            return
+        asked = "to load weights with injected blocks into a host without any"
+        if self.plan is not None:
+            raise StateError(asked, "a host that is trained without them", "load them before the host's first step")
+        if distributed.is_available() and distributed.is_initialized():
+            fix = "load them by load_host() before attach() and before the host is wrapped"
+            raise StateError(asked, "several processes, which may have listed its parameters", fix)
+        try:
+            with forked_rng():  # the blocks' first weights are drawn, and replaced
+                own = Injected.from_spec(self._host, spec)
+        except (LookupError, TypeError, AttributeError) as error:
+            found = f"{type(error).__name__}: {error}"
+            raise StateError(asked, found, "load them into the host they were saved from") from None
+        if self._optimizer is not None:
+            adopt(self._optimizer, self._host, own)
+
     # -- how it is built -----------------------------------------------------------------------------------------
 
     def install(self, image: Tensor | None, mask: Tensor | None) -> None:
@@ -363,6 +384,9 @@ class Distiller:
         own = injected(self._host)
         if own is not None:  # these hooks see the image as the host is given it
             own.rewrite_last(self._host)
+        load = MethodHook(self, "_before_load")
+        self._handles.append(Placed(self._host, load))
+        self._host._register_load_state_dict_pre_hook(load)
         if self._optimizer is not None:
             self._handles.append(self._optimizer.register_step_post_hook(step))
         if plan is not None:  # now: where the root itself is tapped, the hooks above have to come before the tap
@@ -451,11 +475,12 @@ class Distiller:
 
     # -- what happens in a step ----------------------------------------------------------------------------------
 
-    def _meet(self) -> None:
+    def _meet(self, running: nn.Module) -> None:
         """See how the host is trained: it may have been wrapped since :func:`attach`."""
         try:
             if not self._whole:
                 check_whole(self._called)
+                check_whole(running)  # which may be a copy on another device
                 self._whole = True
             if self._processes.meet(self._called):
                 self._composer.wait()
@@ -592,7 +617,8 @@ class Distiller:
                 found = "the host ran under no_grad, or in reentrant gradient checkpointing, which does so"
                 fix = "run the host with gradients before loss(), and checkpoint it with use_reentrant=False"
             else:
-                found, fix = "the host has not run since the last one", "call the host, then loss(), once per forward"
+                found = "the host has not run since the forward that the last one was of"
+                fix = "call the host, then loss(), once per forward and in their order"
             raise CaptureError("a distillation loss", found, fix)
         self._ran_without_grad = False
         forward = self._which(candidates, image, mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from inpaint_distill.errors import CaptureError, PlanError
+from inpaint_distill.errors import CaptureError, PlanError, StateError
 from inpaint_distill.host.attention_calls import apart
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.guard import runs_again
@@ -22,11 +23,11 @@ from inpaint_distill.networks.completion import CompletionBlock
 from inpaint_distill.networks.fusion import GlobalLocalAttention
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _Block = TypeVar("_Block", bound=nn.Module)
 
-__all__ = ["KINDS", "Injected", "check_unlisted", "injected", "kind_of"]
+__all__ = ["KINDS", "Injected", "check_unlisted", "injected", "kind_of", "spec_in"]
 
 KINDS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
     "completion": ("completion block", CompletionBlock),
@@ -44,13 +45,16 @@ KINDS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
 """By the names in files: the name in messages, and how to build one for so many channels."""
 
 _HIDDEN = 32  # channels inside the block of an image, whose own three would be few
+_EXTRA = "_extra_state"  # torch's name for what get_extra_state() returns
+_ROOM = 1024  # characters: more than a description of where the hole is has
 
 
 class Injected(nn.Module):
     """What is injected into one host: registered on its root, run by hooks that rewrite the outputs of its stages.
 
-    It moves with the host, is in its ``state_dict``, and is copied and pickled with it, hooks included. Each of its
-    blocks starts as the identity, but for one at the input that is to start at the interpolation.
+    It moves with the host, is in its ``state_dict`` with a description of itself, and is copied and pickled with it,
+    hooks included. Each of its blocks starts as the identity, but for one at the input that is to start at the
+    interpolation.
     """
 
     def __init__(self) -> None:
@@ -148,6 +152,12 @@ class Injected(nn.Module):
     def end(self) -> None:
         """Note that the forward is over; the hole is kept for what gradient checkpointing runs again in backward."""
         self._over = True
+        if not torch.is_grad_enabled():
+            self._hole = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the hole of the last batch out of copies and files."""
+        return {**self.__dict__, "_hole": None, "_calls": {}, "_over": True}
 
     def rewrite(self, index: int, output: Any) -> Any:
         """Return a module's output with a stage's feature rewritten; what travels with it (a mask) stays as it is."""
@@ -206,6 +216,28 @@ class Injected(nn.Module):
             ],
         }
 
+    def get_extra_state(self) -> Tensor:
+        """Return :meth:`to_spec` for the host's ``state_dict``, from which :func:`spec_in` reads it in any file.
+
+        Its characters as numbers of a type that safetensors, averages of states and changes of type leave alone; as
+        many before it is known where the hole is, so that what averages state by state finds the same shapes.
+        """
+        spec = self.to_spec()
+        short = len(json.dumps({**spec, "source": None}))
+        length = -(-(short + _ROOM) // _ROOM) * _ROOM
+        return torch.frombuffer(bytearray(json.dumps(spec).ljust(length), "ascii"), dtype=torch.uint8).float()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take from a state where the hole is, unless that is known."""
+        if self.source is None and (spec := _parsed(state)) is not None:
+            self.source = Injected.read_source(spec)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        prefix, missing = args[1], args[4]
+        if f"{prefix}{_EXTRA}" in missing:  # a state of before there was one
+            missing.remove(f"{prefix}{_EXTRA}")
+
     @staticmethod
     def read_source(spec: dict[str, Any]) -> HoleSource | None:
         """Return where the hole is, according to :meth:`to_spec`."""
@@ -226,6 +258,34 @@ class Injected(nn.Module):
             stage = Stage.from_spec(each["stage"])
             own.add(host, KINDS[each["kind"]][1](stage.channels), stage)
         return own
+
+
+def spec_in(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any] | None:
+    """Return what a host's state says is injected into it; ``None`` where nothing is.
+
+    Args:
+        state: A ``state_dict``.
+        prefix: What stands before the host's own names.
+
+    Raises:
+        StateError: There are weights of blocks without a readable description of these.
+    """
+    names = [name for name in state if name.startswith(f"{prefix}{RESERVED}.")]
+    if not names:
+        return None
+    spec = _parsed(state.get(f"{prefix}{RESERVED}.{_EXTRA}"))
+    if spec is None:
+        fix = "attach(..., image=image, mask=mask) before they are loaded, or give load_host() a file of save_host()"
+        raise StateError(f"weights with injected blocks, such as {names[-1]!r}", "no description of the blocks", fix)
+    return spec
+
+
+def _parsed(state: Any) -> dict[str, Any] | None:
+    try:
+        spec = json.loads(bytes(int(value) for value in state.float().round().tolist()))
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return None
+    return spec if isinstance(spec, dict) and {"source", "blocks"} <= spec.keys() else None
 
 
 class _Hook:

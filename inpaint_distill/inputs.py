@@ -94,7 +94,7 @@ def check_values(image: Tensor, mask: Tensor, *, latent: bool = False, hole_else
         raise InputError(
             "a mask of zeros and ones",
             f"other values, such as {float(bad[0]):.4g}",
-            "threshold it after resizing: (mask > 0.5).float()",
+            "threshold it after resizing, before the host is given it: mask = (mask > 0.5).float()",
         )
     if not hole_elsewhere and not bool(hole.any()):
         raise InputError(

@@ -126,6 +126,30 @@ def test_a_second_loss_for_one_forward():
     says(caught.value, "has not run since", "once per forward")
 
 
+def test_a_loss_in_a_validation_that_shares_it_with_the_training():
+    host = TOY.build()
+    distiller = inpaint_distill.attach(host, config=NOW)
+    with torch.no_grad():
+        with pytest.raises(CaptureError) as caught:
+            distiller.loss(IMAGE, MASK)
+        says(caught.value, "no_grad", "in validation", "distiller.paused()")
+        with distiller.paused():
+            TOY.call(host, IMAGE, MASK)
+            assert distiller.loss(IMAGE, MASK) == 0
+
+
+def test_a_host_that_cannot_be_copied_for_a_teacher():
+    host = TOY.build()
+    host.batches = (number for number in range(3))
+    before = footprint(host)
+    distiller = inpaint_distill.attach(host, config=NOW)
+    with pytest.raises(PlanError) as caught:
+        TOY.call(host, IMAGE, MASK)
+    says(caught.value, "to copy the host", "generator", "copy.deepcopy(host)")
+    assert footprint(host) == before
+    assert distiller.plan is None
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_host_that_ran_without_gradients(mode):
     host = TOY.build()

@@ -100,6 +100,117 @@ def test_an_attached_host_can_be_saved(tmp_path):
     assert torch.equal(outputs(PLAIN, other), outputs(PLAIN, host))
 
 
+# -- checkpoints of one's own ------------------------------------------------------------------------------------------
+
+
+def resumed(toy, state, *, strict=True, wrap=None, optimizer_state=None, **config):
+    """Attach to a fresh host, then load: the order of most training loops."""
+    host = toy.build(seed=1)
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config={**FIXED, "completion": True, **config})
+    (host if wrap is None else wrap(host)).load_state_dict(state, strict=strict)
+    if optimizer_state is not None:
+        optimizer.load_state_dict(optimizer_state)
+    return host, optimizer, distiller
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "not strict"])
+@pytest.mark.parametrize("name", HOSTS)
+def test_weights_of_a_plain_checkpoint_bring_their_blocks_into_a_host_that_is_attached_to(tmp_path, name, strict):
+    toy = ZOO[name]
+    first = toy.build()
+    optimizer = make_optimizer(first)
+    distiller = inpaint_distill.attach(first, optimizer, config={**FIXED, "completion": True})
+    train(toy, first, optimizer, batches(3), distiller)
+    torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint")
+    checkpoint = torch.load(tmp_path / "checkpoint", weights_only=True)
+    host, own, other = resumed(toy, checkpoint["model"], strict=strict, optimizer_state=checkpoint["optimizer"])
+    assert same(dict(first.state_dict()), dict(host.state_dict()))
+    assert torch.equal(outputs(toy, host), outputs(toy, first))
+    assert injected(host).source == injected(first).source
+    moments = [len(own.state[parameter]) for parameter in injected(host).parameters()]
+    assert all(moments), "the user's optimizer trains the blocks and has their moments"
+    before = [parameter.clone() for parameter in injected(host).parameters()]
+    host.train()
+    train(toy, host, own, batches(2), other)
+    assert not all(map(torch.equal, before, injected(host).parameters()))
+    assert not other.detach()._load_state_dict_pre_hooks
+
+
+def test_the_blocks_are_found_behind_a_prefix():
+    first = completed(PLAIN)
+    state = {f"generator.{key}": value for key, value in first.state_dict().items()}
+    host, *_ = resumed(PLAIN, state, wrap=lambda host: torch.nn.ModuleDict({"generator": host}))
+    assert torch.equal(outputs(PLAIN, host), outputs(PLAIN, first))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_what_blocks_there_are_survives_a_change_of_type_and_an_average(kind):
+    first = completed(PLAIN)
+    state = {key: (0.999 * value + 0.001 * value).to(kind) for key, value in first.state_dict().items()}
+    host = load_host(PLAIN.build(1), state)
+    assert injected(host).to_spec() == injected(first).to_spec()
+
+
+def test_weights_of_a_checkpoint_are_loaded_into_a_plain_host():
+    first = completed(PLAIN)
+    host = load_host(PLAIN.build(1), first.state_dict())
+    assert torch.equal(outputs(PLAIN, host), outputs(PLAIN, first))
+    plain = PLAIN.build(2)
+    assert load_host(plain, PLAIN.build(1).state_dict()) is plain
+    assert injected(plain) is None
+
+
+def test_a_state_has_as_many_numbers_before_it_is_known_where_the_hole_is():
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    image, mask = batch()
+    inpaint_distill.attach(host, optimizer, image=image, mask=mask, completion=True, config=FIXED)
+    early = {key: value.shape for key, value in host.state_dict().items()}
+    assert injected(host).source is None
+    assert early == {key: value.shape for key, value in completed(PLAIN).state_dict().items()}
+
+
+def test_weights_whose_blocks_are_not_described_are_refused_and_without_the_plug_older_ones_load():
+    first = completed(PLAIN)
+    state = {key: value for key, value in first.state_dict().items() if not key.endswith("_extra_state")}
+    with pytest.raises(StateError, match=r"no description of the blocks"):
+        resumed(PLAIN, state, strict=False)
+    with pytest.raises(StateError, match=r"no description of the blocks"):
+        load_host(PLAIN.build(1), state)
+    first.load_state_dict(state)
+
+
+def test_blocks_do_not_come_into_a_host_that_is_trained_without_them():
+    state = completed(PLAIN).state_dict()
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config=FIXED)
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    with pytest.raises(StateError, match="trained without them"):
+        host.load_state_dict(state)
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile], ids=["DataParallel", "compile"])
+def test_a_wrapped_host_is_saved_and_loaded_as_what_is_inside(tmp_path, wrap):
+    first = completed(PLAIN)
+    save_host(wrap(first), tmp_path / "host")
+    for other in (PLAIN.build(1), wrap(PLAIN.build(1))):
+        assert load_host(other, tmp_path / "host") is other
+        inner = getattr(other, "module", getattr(other, "_orig_mod", other))
+        assert torch.equal(outputs(PLAIN, inner), outputs(PLAIN, first))
+
+
+def test_copies_and_files_of_a_host_are_without_the_hole_of_its_last_batch():
+    host = completed(PLAIN)
+    PLAIN.call(host, *batch())
+    assert injected(host)._hole is not None, "gradient checkpointing may run the forward again"
+    assert injected(copy.deepcopy(host))._hole is None
+    with torch.no_grad():
+        PLAIN.call(host, *batch())
+    assert injected(host)._hole is None
+
+
 def test_a_host_without_blocks_is_saved_like_any(tmp_path):
     host = PLAIN.build()
     save_host(host, tmp_path / "host")

@@ -48,22 +48,24 @@ class Forward:
         self.observation = observation
         self.ended = False
         self.kept: Any = None
-        self._marks: list[weakref.ref[_Mark]] = []
+        self._marks: list[weakref.ref[_Mark]] | None = None  # not known
 
     def end(self, output: Any) -> None:
         """Note what it returned, to know later whether anything still depends on it."""
         self.ended = True
-        if torch.compiler.is_compiling():
+        found = [] if torch.compiler.is_compiling() else [tensor.grad_fn for _, tensor in tensors(output)]
+        if not found:
             return
-        for node in _ends([tensor.grad_fn for _, tensor in tensors(output) if tensor.grad_fn is not None]):
+        self._marks = []
+        for node in _ends([node for node in found if node is not None]):
             mark = _Mark()
             node.register_prehook(mark)
             self._marks.append(weakref.ref(mark))
 
     @property
     def alive(self) -> bool:
-        """Whether a loss can still be made from what it returned: of a detached output the graph is gone."""
-        return not self._marks or any(mark() is not None for mark in self._marks)
+        """Whether a loss can still be made from what it returned: not of a detached output, nor a frozen host's."""
+        return self._marks is None or any(mark() is not None for mark in self._marks)
 
 
 def _ends(nodes: Sequence[Node]) -> set[Node]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from inpaint_distill.errors import PlanError
 from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:
@@ -175,4 +176,12 @@ def copy_module(module: nn.Module) -> nn.Module:
         for _, value in tensors(vars(part)):  # buffers, and lists and dicts of tensors, among them
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(module, memo)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        raise PlanError(
+            "to copy the host, for a teacher",
+            f"{type(error).__name__}: {error}",
+            "take what copy.deepcopy(host) cannot copy out of the host, such as a generator or an open file, or a "
+            "configuration whose __getattr__ answers every name",
+        ) from error

@@ -94,6 +94,9 @@ class Placed:
                     module._forward_pre_hooks_with_kwargs,
                 ):
                     options.pop(key, None)
+        loads = module._load_state_dict_pre_hooks  # of these torch keeps a wrapper
+        for key in [key for key, each in loads.items() if getattr(each, "hook", None) is self._hook]:
+            del loads[key]
 
 
 def remove_with(owner: object, handles: list[Any]) -> None:

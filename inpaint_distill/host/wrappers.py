@@ -47,13 +47,21 @@ def _peel(module: nn.Module) -> tuple[str, nn.Module]:
 
 
 def check_whole(host: nn.Module) -> None:
-    """Refuse a host whose parameters FSDP, the first or the second, has split among processes.
+    """Refuse a host whose parameters FSDP, the first or the second, has split among processes, or that is replicated.
 
     Raises:
-        PlanError: It has.
+        PlanError: It is one.
     """
+    parts = list(host.modules())
+    replicated = any(isinstance(part, nn.DataParallel) and len(part.device_ids) > 1 for part in parts)
+    if replicated or getattr(host, "_is_replica", False):
+        raise PlanError(
+            "to attach to a host on several devices",
+            "DataParallel, which runs copies of it side by side in one process: a tap would see one part of the batch",
+            "wrap it in torch.nn.parallel.DistributedDataParallel instead, or give DataParallel one device",
+        )
     # By the names of their classes, which have moved about in torch and are slow to import.
-    kinds = {kind for part in host.modules() for kind in type(part).__mro__ if kind.__module__.startswith("torch.")}
+    kinds = {kind for part in parts for kind in type(part).__mro__ if kind.__module__.startswith("torch.")}
     if not {"FSDPModule", "FSDP", "FullyShardedDataParallel"}.isdisjoint(kind.__name__ for kind in kinds):
         raise PlanError(
             "to attach to a host whose parameters are sharded",

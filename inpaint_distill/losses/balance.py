@@ -12,7 +12,7 @@ from inpaint_distill.distributed import mean
 from inpaint_distill.errors import CaptureError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch.autograd.graph import GradientEdge
 
@@ -23,6 +23,7 @@ __all__ = ["EAGER_STEPS", "GradientNormBalancer", "Observation"]
 _SMOOTHING = 0.8
 _BOUNDS = (1e-20, 1e6)
 _ROUNDING = 1e-6  # of the factor: a host's gradient this small is what the subtraction of the terms' own leaves
+_FALL = 1e-3  # of the factor: a ratio this small is taken at once, as a term has outgrown its factor
 EAGER_STEPS = 32  # first steps, in which the ratio of an untrained host falls or rises by decades
 _TINY = 1e-20
 _BALANCE = "the gradient of the terms at the tapped features, to balance them"
@@ -94,9 +95,11 @@ class GradientNormBalancer:
         if steps >= EAGER_STEPS and self._reached is not None and not bool(self._reached):
             raise CaptureError(
                 "the gradient of your own loss at the tapped features, to balance the terms against",
-                f"none in {steps} steps: your loss is made from another forward of the host, or from none",
+                f"none in {steps} steps: your loss is made from another forward of the host, from none, or from an "
+                "output that does not depend on these features, such as that of an earlier network",
                 "call loss() right after the forward that your loss is made from, and run others under "
-                "torch.no_grad() or distiller.paused(); or set Config(balance='none')",
+                "torch.no_grad() or distiller.paused(); name stages of the network that your loss trains: "
+                "attach(stages=[...]); or set Config(balance='none')",
             )
 
     def settle(self) -> None:
@@ -108,14 +111,15 @@ class GradientNormBalancer:
     def update(self, name: str, ratio: Tensor) -> None:
         """Take measured ratios of gradient norms, (levels,), into the running factors; those not finite are dropped."""
         old = self.factors[name]
-        measured = torch.isfinite(ratio) & (ratio > (_BOUNDS[0] if old is None else _ROUNDING * old))
+        measured = torch.isfinite(ratio) & (ratio > _BOUNDS[0])
         ratio = ratio.clamp(*_BOUNDS)
         if old is None:
             self.factors[name] = torch.where(measured, ratio, torch.zeros_like(ratio))
             return
+        ratio = ratio.maximum(_ROUNDING * old)
         # Geometric mean: the ratio spans decades in the first steps.
         smoothed = (_SMOOTHING * old.log() + (1 - _SMOOTHING) * ratio.log()).exp()
-        self.factors[name] = torch.where(measured, torch.where(old > 0, smoothed, ratio), old)
+        self.factors[name] = torch.where(measured, torch.where((old > 0) & (ratio > _FALL * old), smoothed, ratio), old)
 
     def _take(self, name: str, host: Tensor, own: Tensor) -> None:
         # A level without a gradient, such as one left out for NaN, has no ratio.
@@ -127,10 +131,18 @@ class Observation:
 
     Made before the host's forward; :meth:`watch` is called by the taps on each tensor as it appears, so that a feature
     that is overwritten in place later is watched at the right version.
+
+    Args:
+        balancer: Takes what is measured.
+        parameters: The host's. Where none has a gradient as the backward of ``loss`` begins, one of before has been
+            thrown away, such as that of a discriminator's loss.
     """
 
-    def __init__(self, balancer: GradientNormBalancer) -> None:
+    def __init__(
+        self, balancer: GradientNormBalancer, parameters: Callable[[], Iterable[Tensor]] | None = None
+    ) -> None:
         self.balancer = balancer
+        self.parameters = parameters
         self.total: dict[Place, Tensor] = {}
         self.early: dict[Place, Tensor] = {}
         self.added: dict[Place, Tensor] = {}
@@ -197,6 +209,8 @@ class Observation:
 
     def _loss_gradient(self, gradient: Tensor) -> None:
         self.scale = gradient.detach()
+        if self.early and self.parameters is not None and all(each.grad is None for each in self.parameters()):
+            self.early.clear()
 
     def _gradient(self, place: Place, gradient: Tensor) -> None:
         if self.scale is None:  # a backward of the host's loss alone, before this one's

@@ -10,7 +10,7 @@ from inpaint_distill.losses.balance import GradientNormBalancer, Observation
 from inpaint_distill.losses.schedule import schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from torch import Tensor
     from torch.autograd.graph import GradientEdge
@@ -64,11 +64,11 @@ class Composer:
             if self.balancer:
                 del self.balancer.factors[name]
 
-    def observation(self, step: int) -> Observation | None:
-        """Return the watcher of this step's backward where one is due."""
+    def observation(self, step: int, parameters: Callable[[], Iterable[Tensor]] | None = None) -> Observation | None:
+        """Return the watcher of this step's backward, with the host's parameters, where one is due."""
         if self.balancer is None or not self.balancer.due(step // self.config.every):
             return None
-        return Observation(self.balancer)
+        return Observation(self.balancer, parameters)
 
     def wait(self) -> None:
         """Take measurements into the factors no sooner than :meth:`settle` is called: other processes measure too."""

@@ -43,10 +43,11 @@ def test_each_of_several_independent_outputs_keeps_a_forward_alive():
     assert not forward.alive
 
 
-def test_a_forward_without_a_graph_counts_as_alive():
-    assert ended(torch.ones(2)).alive
+def test_a_forward_of_which_nothing_is_known_counts_as_alive_and_one_without_a_graph_does_not():
+    assert ended({"written": "into the batch"}).alive
     assert begun().alive
     assert not begun().ended
+    assert not ended(torch.ones(2)).alive  # of a frozen host
 
 
 def test_a_forward_remembers_what_it_was_called_with():

@@ -323,6 +323,31 @@ def test_a_class_that_fully_shard_changed_is_known_by_its_bases_and_its_modules(
     assert plan.call == "adapter 'plain'"
 
 
+# -- copies on several devices -----------------------------------------------------------------------------------------
+
+
+def on_two_devices(host):
+    wrapped = nn.DataParallel(host)
+    wrapped.device_ids = [0, 1]  # which this machine need not have: it is not run
+    return wrapped
+
+
+def test_a_host_that_is_replicated_is_refused():
+    for host in (on_two_devices(TOY.build()), nn.ModuleDict({"generator": on_two_devices(TOY.build())})):
+        with pytest.raises(PlanError, match="DataParallel, which runs copies"):
+            inpaint_distill.attach(host)
+
+
+def test_a_host_that_is_replicated_after_attach_is_refused_as_it_runs():
+    host = TOY.build()
+    distiller = inpaint_distill.attach(host, make_optimizer(host))
+    replica = host._replicate_for_data_parallel()
+    with pytest.raises(PlanError, match="DataParallel, which runs copies"):
+        TOY.call(replica, *batch())
+    assert distiller.plan is None
+    assert not host._forward_pre_hooks, "the distiller is taken off"
+
+
 def test_an_adapter_of_ours_is_found_behind_a_wrapper(alone):
     host = adapters.get("partial-conv").build(width=8, levels=3)
     for wrap in WRAPPERS.values():

@@ -217,9 +217,11 @@ TERMS = {
         without_host_loss,
         CaptureError(
             "the gradient of your own loss at the tapped features, to balance the terms against",
-            f"none in {EAGER_STEPS} steps: your loss is made from another forward of the host, or from none",
+            f"none in {EAGER_STEPS} steps: your loss is made from another forward of the host, from none, or from an "
+            "output that does not depend on these features, such as that of an earlier network",
             "call loss() right after the forward that your loss is made from, and run others under "
-            "torch.no_grad() or distiller.paused(); or set Config(balance='none')",
+            "torch.no_grad() or distiller.paused(); name stages of the network that your loss trains: "
+            "attach(stages=[...]); or set Config(balance='none')",
         ),
     ),
     "reentrant checkpointing of what is between": (reentrant_between, REENTRANT),

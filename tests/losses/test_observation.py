@@ -146,12 +146,23 @@ def test_each_level_keeps_its_own_factor_and_a_measurement_without_meaning_leave
     torch.testing.assert_close(balancer.factors["cross"], torch.tensor([8.0, 5.0, 9.0]))
 
 
-@pytest.mark.parametrize(("ratio", "moves"), [(0.9e-6, False), (1e-6, False), (1.1e-6, True), (1e-3, True)])
-def test_a_ratio_a_million_times_below_the_factor_is_rounding(ratio, moves):
+@pytest.mark.parametrize(
+    ("ratio", "factor"),
+    [(0.0, 1.0), (1e-9, 1e-6), (1e-6, 1e-6), (1e-4, 1e-4), (0.9e-3, 0.9e-3), (1.1e-3, 1.1e-3**0.2), (0.1, 0.1**0.2)],
+)
+def test_a_term_that_has_outgrown_its_factor_loses_it_at_once_and_at_most_a_millionth_is_measured(ratio, factor):
     balancer = GradientNormBalancer(["cross"], every=1)
     balancer.update("cross", torch.tensor([1.0], dtype=torch.float64))
     balancer.update("cross", torch.tensor([ratio], dtype=torch.float64))
-    assert float(balancer.factors["cross"]) == pytest.approx(ratio**0.2 if moves else 1.0)
+    assert float(balancer.factors["cross"]) == pytest.approx(factor)
+
+
+def test_a_factor_that_is_decades_too_large_comes_down_within_a_few_measurements():
+    balancer = GradientNormBalancer(["cross"], every=1)
+    balancer.measured("cross", torch.tensor([1e-15]), torch.tensor([1e-16]))
+    for _ in range(3):
+        balancer.measured("cross", torch.tensor([1e-15]), torch.tensor([1e4]))
+    assert float(balancer.factors["cross"]) == pytest.approx(1e-19**0.5, rel=1e-3)
 
 
 def test_a_factor_is_at_most_a_million():
