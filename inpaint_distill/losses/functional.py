@@ -16,7 +16,7 @@ __all__ = ["channel_moments", "hole_weight", "masked_distance", "normalize"]
 
 _VARIANCE_FLOOR = 0.1  # of the mean variance over the channels
 _ROUNDING = 1e-10  # of the mean square: what the rounding of a constant leaves as its variance
-_TINY = 1e-30
+_TINY = 1e-35
 
 
 def hole_weight(mask: Tensor, size: tuple[int, int]) -> Tensor:
