@@ -22,7 +22,7 @@ __all__ = ["EAGER_STEPS", "GradientNormBalancer", "Observation"]
 
 _SMOOTHING = 0.8
 _BOUNDS = (1e-20, 1e6)
-_ROUNDING = 1e-6  # of the factor: a host's gradient this small is what the subtraction of the terms' own leaves
+_ROUNDING = 1e-6  # of a term's gradient: a host's this small is what the subtraction of the term's leaves
 _FALL = 1e-3  # of the factor: a ratio this small is taken at once, as a term has outgrown its factor
 EAGER_STEPS = 32  # first steps, in which the ratio of an untrained host falls or rises by decades
 _TINY = 1e-20
@@ -51,6 +51,8 @@ class GradientNormBalancer:
         every: Steps between two observations, after the first ones.
 
     Attributes:
+        factors: Of each term, (levels,); ``None`` before the first observation.
+        hosts: The squared norms of the host's gradient at each term's levels that were last seen.
         waits: Keep what is measured until :meth:`settle`: other processes measure too, and in the middle of a backward
             is no time to ask them.
     """
@@ -58,6 +60,7 @@ class GradientNormBalancer:
     def __init__(self, names: Sequence[str], every: int) -> None:
         self.every = every
         self.factors: dict[str, Tensor | None] = dict.fromkeys(names)
+        self.hosts: dict[str, Tensor | None] = dict.fromkeys(names)
         self.waits = False
         self._measured: list[tuple[str, Tensor]] = []
         self._measurements = 0
@@ -116,12 +119,17 @@ class GradientNormBalancer:
         if old is None:
             self.factors[name] = torch.where(measured, ratio, torch.zeros_like(ratio))
             return
-        ratio = ratio.maximum(_ROUNDING * old)
         # Geometric mean: the ratio spans decades in the first steps.
         smoothed = (_SMOOTHING * old.log() + (1 - _SMOOTHING) * ratio.log()).exp()
         self.factors[name] = torch.where(measured, torch.where((old > 0) & (ratio > _FALL * old), smoothed, ratio), old)
 
     def _take(self, name: str, host: Tensor, own: Tensor) -> None:
+        old, before = self.factors[name], self.hosts[name]
+        if old is not None and before is not None:
+            # Beside a term that has outgrown its factor the host's gradient drowns: the last one seen stands for it.
+            drowned = ~host.isfinite() | (host <= (_ROUNDING * old).square() * own)
+            host = torch.where(drowned, before, host)
+        self.hosts[name] = host
         # A level without a gradient, such as one left out for NaN, has no ratio.
         self.update(name, (host / own.clamp_min(_TINY) * (own > 0)).sqrt())
 

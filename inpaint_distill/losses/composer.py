@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Composer"]
 
 _TINY = 1e-20
+_HOST = "/host"  # after a term's name, in a saved state
 
 
 class Composer:
@@ -62,7 +63,7 @@ class Composer:
         for name in [name for name in self.weights if name not in names]:
             del self.weights[name]
             if self.balancer:
-                del self.balancer.factors[name]
+                del self.balancer.factors[name], self.balancer.hosts[name]
 
     def observation(self, step: int, parameters: Callable[[], Iterable[Tensor]] | None = None) -> Observation | None:
         """Return the watcher of this step's backward, with the host's parameters, where one is due."""
@@ -121,14 +122,17 @@ class Composer:
         return loss
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the balancer's factors as tensors."""
-        factors = self.balancer.factors if self.balancer else {}
-        return {name: factor for name, factor in factors.items() if factor is not None}, {}
+        """Return what the balancer has measured as tensors."""
+        if self.balancer is None:
+            return {}, {}
+        found = self.balancer.factors | {f"{name}{_HOST}": norm for name, norm in self.balancer.hosts.items()}
+        return {name: value for name, value in found.items() if value is not None}, {}
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Take the factors back."""
+        """Take it back."""
         if self.balancer:
-            factors = self.balancer.factors
-            if unknown := tensors.keys() - factors.keys():
+            if unknown := {name.removesuffix(_HOST) for name in tensors} - self.balancer.factors.keys():
                 raise ValueError(f"no term {', '.join(sorted(unknown))}")
-            factors.update({name: tensors[name].to(self._device) if name in tensors else None for name in factors})
+            for kept, suffix in ((self.balancer.factors, ""), (self.balancer.hosts, _HOST)):
+                found = {name: tensors.get(f"{name}{suffix}") for name in kept}
+                kept.update({name: None if each is None else each.to(self._device) for name, each in found.items()})

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["channel_moments", "hole_weight", "masked_distance", "normalize"]
 
 _VARIANCE_FLOOR = 0.1  # of the mean variance over the channels
-_ROUNDING = 1e-10  # of the mean square: what the rounding of a constant leaves as its variance
-_TINY = 1e-35
+_TINY = 1e-10
 
 
 def hole_weight(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -58,7 +57,7 @@ def normalize(
     if kind == "layer":
         return F.layer_norm(feature.movedim(1, -1), (feature.shape[1],)).movedim(-1, 1)
     variance, average = channel_moments(reference) if known is None else known
-    floor = _VARIANCE_FLOOR * variance.mean() + _ROUNDING * average.square().mean() + _TINY
+    floor = _VARIANCE_FLOOR * variance.mean() + _TINY
     return (feature - average) * (variance + floor).rsqrt()
 
 
