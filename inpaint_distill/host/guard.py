@@ -117,6 +117,19 @@ def _refill(container: Any, content: Any) -> None:
         container.update(content)
 
 
+def _expanded(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor shows one place of its memory several times: torch refuses to write into such a one."""
+    return tensor.layout is torch.strided and 0 in tensor.stride()
+
+
+def _rewrite(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Bring a tensor back to a former value, in place."""
+    if _expanded(tensor):
+        once = tuple(slice(1 if stride == 0 else None) for stride in tensor.stride())
+        tensor, value = tensor.data[once], value[once]
+    tensor.data.copy_(value)  # through .data: a graph that is still open may have saved the tensor
+
+
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
     """Restore buffers, frozen parameters, plain attributes, training flags and random state on exit, bit for bit.
@@ -142,7 +155,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
         torch.clear_autocast_cache()
         with torch.no_grad():
             for tensor, value in saved:
-                tensor.data.copy_(value)  # through .data: a graph that is still open may have saved the tensor
+                _rewrite(tensor, value)
         for part, buffers, plain in zip(modules, registered, attributes, strict=True):
             part._buffers.update(buffers)
             for key in _plain_attributes(part).keys() - plain.keys():
@@ -169,12 +182,13 @@ def lending(module: nn.Module) -> Iterator[None]:
 def copy_module(module: nn.Module) -> nn.Module:
     """Deep-copy a module, also after a forward with gradients.
 
-    Cached non-leaf tensors in plain attributes make ``copy.deepcopy`` fail; they are copied as detached values.
+    Cached non-leaf tensors in plain attributes make ``copy.deepcopy`` fail; they are copied as detached values. Copies
+    of expanded tensors have memory of their own for every element: an average moves them, and a state is loaded.
     """
     memo: dict[int, Any] = {}
     for part in module.modules():
         for _, value in tensors(vars(part)):  # buffers, and lists and dicts of tensors, among them
-            if not value.is_leaf:
+            if not value.is_leaf or (_expanded(value) and not isinstance(value, nn.Parameter)):
                 memo[id(value)] = value.detach().clone()
     try:
         return copy.deepcopy(module, memo)

@@ -35,6 +35,9 @@ class Everything(nn.Module):
         self.register_buffer("count", torch.zeros(()))
         self.register_buffer("replaced", torch.zeros(2))
         self.register_buffer("scratch", None)
+        self.register_buffer("rows", torch.zeros(3, 1))
+        self.register_buffer("grid", self.rows.expand(3, 4))
+        self.register_buffer("grid_replaced", torch.zeros(1, 2).expand(5, 2))
         self.fixed = nn.Parameter(torch.ones(2), requires_grad=False)
         self.through_data = nn.Parameter(torch.ones(2), requires_grad=False)
         self.seen, self._private, self.items, self.table = 0, None, [1], {"a": 1}
@@ -43,6 +46,8 @@ class Everything(nn.Module):
         self.count += 1
         self.replaced = self.replaced + 1
         self.scratch = value.detach()
+        self.rows += 1  # and the grid, which shows them several times
+        self.grid_replaced.data = self.grid_replaced.data + 1
         with torch.no_grad():
             self.fixed.mul_(2)
         self.through_data.data = self.through_data.data * 3
@@ -127,6 +132,17 @@ def test_every_host_can_be_copied_at_any_time(name, when):
     assert torch.equal(outputs[0], outputs[1])
     mine = {id(t) for t in (*host.parameters(), *host.buffers())}
     assert not mine & {id(t) for t in (*twin.parameters(), *twin.buffers())}
+
+
+def test_an_expanded_buffer_is_copied_to_one_that_can_be_written_and_loaded():
+    module = nn.Module()
+    module.register_buffer("grid", torch.arange(3.0).expand(2, 3))
+    twin = copy_module(module)
+    assert same(dict(twin.state_dict()), dict(module.state_dict()))
+    twin.grid.add_(1)
+    twin.load_state_dict(module.state_dict())
+    assert same(dict(twin.state_dict()), dict(module.state_dict()))
+    assert module.grid.stride() == (0, 1)
 
 
 @pytest.mark.parametrize("where", ["attribute", "list", "dict", "buffer"])

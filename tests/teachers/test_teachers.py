@@ -1,12 +1,13 @@
 """Teachers: what each kind computes, when it moves, what it costs and what it gives back."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import timm
 import torch
 from hosts import ZOO, ZOO_NAMES, batch, batches, footprint, make_optimizer, reconstruct, same, train
+from hosts.base import Plain
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
@@ -146,6 +147,33 @@ def test_the_average_equals_timms_run_by_hand(name):
         average.update(twin, step=step)
     assert same(dict(distiller._teacher.module.state_dict()), dict(average.module.state_dict()))
     assert not same(dict(distiller._teacher.module.state_dict()), dict(host.state_dict()))
+
+
+class Grid(Plain):
+    """Adds its coordinates, which are a buffer as ``meshgrid`` gives it: one row of memory for all rows."""
+
+    def __init__(self):
+        super().__init__()
+        ys, xs = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="ij")
+        self.register_buffer("xs", xs)
+        self.register_buffer("ys", ys)
+
+    def forward(self, image, mask):
+        return super().forward(image + self.xs * self.ys, mask)
+
+
+@pytest.mark.parametrize("teacher", ["ema", "online"])
+def test_a_host_with_expanded_buffers_is_trained_saved_and_resumed_with_a_copy_of_it(teacher, tmp_path):
+    toy = replace(ZOO["separate"], make=Grid)
+    host = toy.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, config={"teacher": teacher, "lookahead": {"every": 2}})
+    train(toy, host, optimizer, batches(3), distiller)
+    distiller.save(tmp_path / "distiller.safetensors")
+    distiller.load(tmp_path / "distiller.safetensors")
+    assert torch.equal(distiller._teacher.module.xs, host.xs)
+    assert host.xs.stride() == (0, 1)
+    assert all(loss.isfinite() for loss in train(toy, host, optimizer, batches(1, 3), distiller))
 
 
 def test_the_averages_batch_normalisation_follows_the_hosts_and_moves_no_statistics():
