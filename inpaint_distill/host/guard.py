@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import itertools
+import random
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +18,7 @@ from inpaint_distill.errors import PlanError
 from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "RandomState",
@@ -31,23 +34,29 @@ __all__ = [
 
 @contextmanager
 def forked_rng(device: torch.device | None = None) -> Iterator[None]:
-    """Give the CPU's and the device's random state back afterwards; other devices are not looked at."""
-    devices = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    """Give the random state of CPU, device, Python and numpy back afterwards; other devices are not looked at."""
+    state = RandomState.now(device or torch.device("cpu"))
+    try:
         yield
+    finally:
+        state.restore()
 
 
 @dataclass(frozen=True)
 class RandomState:
-    """Where the random numbers of the CPU and of one device stand; costs no wait for the device.
+    """Where the random numbers of CPU, one device, Python and numpy stand; costs no wait for the device.
 
     Attributes:
         states: State of the CPU's generator, then of the device's if it is an accelerator.
         device: The device.
+        python: State of Python's generator.
+        numpy: State of numpy's.
     """
 
     states: tuple[torch.Tensor, ...]
     device: torch.device
+    python: Any
+    numpy: Any
 
     @staticmethod
     def now(device: torch.device) -> RandomState:
@@ -55,16 +64,23 @@ class RandomState:
         states = [torch.get_rng_state()]
         if device.type == "cuda":
             states.append(torch.cuda.get_rng_state(device))
-        return RandomState(tuple(states), device)
+        return RandomState(tuple(states), device, random.getstate(), np.random.get_state())
 
     def restore(self) -> None:
         """Go back to it."""
         torch.set_rng_state(self.states[0])
         if len(self.states) > 1:
             torch.cuda.set_rng_state(self.states[1], self.device)
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, RandomState) and all(map(torch.equal, self.states, other.states))
+        return (
+            isinstance(other, RandomState)
+            and all(map(torch.equal, self.states, other.states))
+            and self.python == other.python
+            and all(map(np.array_equal, self.numpy, other.numpy))
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -92,9 +108,16 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in vars(module).items() if key == "training" or key not in _OWN}
 
 
+_CONTAINERS = (list, dict, set, deque)
+
+
 def _content(container: Any) -> Any:
-    """Copy what a list, dict or set holds, in a builtin type; their subclasses may refuse to be copied."""
-    return next(kind(container) for kind in (list, dict, set) if isinstance(container, kind))
+    """Copy what a list, dict, set or deque holds, in that very type; their subclasses may refuse to be copied."""
+    return next(kind(container) for kind in _CONTAINERS if isinstance(container, kind))
+
+
+def _members(content: Any) -> Iterable[Any]:
+    return content.values() if isinstance(content, dict) else content
 
 
 def _same(container: Any, content: Any) -> bool:
@@ -107,14 +130,12 @@ def _same(container: Any, content: Any) -> bool:
 
 
 def _refill(container: Any, content: Any) -> None:
-    """Bring a list, dict or set back to a former content, in place; read-only ones have not changed."""
+    """Bring a container back to a former content, in place; read-only ones have not changed."""
     if _same(container, content):
         return
-    if isinstance(container, list):
-        container[:] = content
-    else:
-        container.clear()
-        container.update(content)
+    container.clear()
+    fill = container.update if isinstance(container, (dict, set)) else container.extend
+    fill(content)
 
 
 def _expanded(tensor: torch.Tensor) -> bool:
@@ -134,19 +155,22 @@ def _rewrite(tensor: torch.Tensor, value: torch.Tensor) -> None:
 def untouched(module: nn.Module) -> Iterator[None]:
     """Restore buffers, frozen parameters, plain attributes, training flags and random state on exit, bit for bit.
 
+    Plain attributes are themselves, what lists, dicts, sets and deques among them hold, and the tensors of both.
     A forward may move batch statistics, power-iteration vectors or caches kept as attributes; 18 of 45 public
     hosts do in training mode and some in eval mode. Trainable parameters are left alone: a forward does not move them.
     """
     modules = list(module.modules())
-    tensors = [*module.buffers(), *(p for p in module.parameters() if not p.requires_grad)]
-    # The version counter says nothing here: batch_norm does not raise it, nor does whatever goes through `.data`.
-    saved = [(tensor, tensor.detach().clone()) for tensor in tensors]
     registered = [dict(part._buffers) for part in modules]
     attributes = [_plain_attributes(part) for part in modules]
     contents = {
-        id(part): [(value, _content(value)) for value in plain.values() if isinstance(value, (list, dict, set))]
+        id(part): [(value, _content(value)) for value in plain.values() if isinstance(value, _CONTAINERS)]
         for part, plain in zip(modules, attributes, strict=True)
     }
+    holders = [*attributes, *(content for pairs in contents.values() for _, content in pairs)]
+    loose = [each for held in holders for each in _members(held) if isinstance(each, torch.Tensor)]
+    tensors = [*module.buffers(), *(each for each in (*module.parameters(), *loose) if not each.requires_grad)]
+    # The version counter says nothing here: batch_norm does not raise it, nor does whatever goes through `.data`.
+    saved = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
         with forked_rng(module_device(module)):
             yield

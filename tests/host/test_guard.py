@@ -1,7 +1,10 @@
 """A dry run leaves a module, and the random numbers, as they were: bit for bit."""
 
 import copy
+import random
+from collections import deque
 
+import numpy as np
 import pytest
 import torch
 from hosts import ZOO, ZOO_NAMES, batch, footprint, reconstruct, same
@@ -17,13 +20,13 @@ def test_a_forward_inside_untouched_leaves_every_host_as_it_was(name, training):
     host = toy.build()
     host.train(training)
     torch.rand(3)
-    before, notes, random = copy.deepcopy(host.state_dict()), footprint(host), torch.get_rng_state()
+    before, notes, state = copy.deepcopy(host.state_dict()), footprint(host), torch.get_rng_state()
     with untouched(host), torch.no_grad():
         toy.call(host, *batch())
         torch.rand(7)
     assert same(dict(host.state_dict()), dict(before))
     assert footprint(host) == notes
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 class Everything(nn.Module):
@@ -41,6 +44,8 @@ class Everything(nn.Module):
         self.fixed = nn.Parameter(torch.ones(2), requires_grad=False)
         self.through_data = nn.Parameter(torch.ones(2), requires_grad=False)
         self.seen, self._private, self.items, self.table = 0, None, [1], {"a": 1}
+        self.loose, self.last = torch.zeros(()), deque([1, 2], maxlen=2)
+        self.counts, self.steps = [torch.zeros(2)], {"a": torch.zeros(2)}
 
     def forward(self, value):
         self.count += 1
@@ -52,6 +57,9 @@ class Everything(nn.Module):
             self.fixed.mul_(2)
         self.through_data.data = self.through_data.data * 3
         self.seen += 1
+        for each in (self.loose, *self.counts, *self.steps.values()):
+            each += 1
+        self.last.append(value)
         self._private = value
         self.new = value
         self._new = value
@@ -63,7 +71,7 @@ class Everything(nn.Module):
 
 def test_everything_a_forward_can_change_is_given_back():
     module = Everything()
-    items, table = module.items, module.table
+    items, table, last = module.items, module.table, module.last
     before, notes = copy.deepcopy(module.state_dict()), footprint(module)
     objects = {name: id(tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
     with untouched(module), torch.no_grad():
@@ -75,6 +83,9 @@ def test_everything_a_forward_can_change_is_given_back():
     assert items == [1]
     assert module.table is table
     assert table == {"a": 1}
+    assert module.last is last
+    assert list(last) == [1, 2]
+    assert not any(each.any() for each in (module.loose, *module.counts, *module.steps.values()))
 
 
 def test_what_an_exception_left_is_given_back_too():
@@ -104,15 +115,18 @@ def test_a_graph_that_is_still_open_can_run_backward_after_a_dry_run(name):
 
 
 def _fail(*args):
-    torch.manual_seed(7)
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(7)
     raise ZeroDivisionError
 
 
 def test_forked_random_state_comes_back_after_an_error():
-    state = torch.get_rng_state()
+    state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1:3]
     with pytest.raises(ZeroDivisionError), forked_rng():
         _fail()
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert random.getstate() == state[1]
+    assert all(map(np.array_equal, np.random.get_state()[1:3], state[2]))
 
 
 @pytest.mark.parametrize("name", ZOO_NAMES)

@@ -1,7 +1,9 @@
 """The teacher's call is the host's own call with the complete image and an empty hole, whatever the convention."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from hosts import ZOO, ZOO_NAMES, batch, same
@@ -594,6 +596,8 @@ DRAWS = {
     "noise": lambda x: x + torch.randn(x.shape),
     "choice": lambda x: x * torch.randint(1, 9, (1,)) + torch.rand_like(x),
     "bernoulli": lambda x: x * torch.bernoulli(torch.full_like(x, 0.5)),
+    "python": lambda x: x * random.uniform(1, 9),
+    "numpy": lambda x: x * np.random.uniform(1, 9),
 }
 FIXED = {"warmup": 0, "balance": "none", "predictor": False, "self": {"weight": 0.0}, "lookahead": {"engine": "off"}}
 
@@ -669,8 +673,9 @@ def test_a_host_that_draws_nothing_does_not_pay_for_the_state(name, monkeypatch)
     def refuse(device):
         raise AssertionError("the random state was read")
 
-    monkeypatch.setattr("inpaint_distill.distiller.RandomState.now", refuse)
-    toy.call(host, image, mask)
+    with monkeypatch.context() as patch:
+        patch.setattr("inpaint_distill.distiller.RandomState.now", refuse)
+        toy.call(host, image, mask)
     assert distiller.loss(image, mask) > 0
 
 
@@ -687,14 +692,15 @@ def test_the_users_random_stream_is_that_of_a_training_without_distillation(draw
     weights = {key: {"weight": 0.0} for key in ("cross", "self", "attention")}
     runs = []
     for config in (None, FIXED | weights, FIXED):
-        torch.manual_seed(5)
+        for seed in (torch.manual_seed, random.seed, np.random.seed):
+            seed(5)
         host = Drawing(draw)
         optimizer = torch.optim.SGD(host.parameters(), 0.05)
         distiller = None if config is None else inpaint_distill.attach(host, optimizer, config=config)
         drawn = []
         for seed in range(3):
             step(host, optimizer, distiller, seed)
-            drawn.append(torch.rand(3))  # augmentation
+            drawn += [torch.rand(3), random.random(), np.random.rand()]  # augmentation
         runs.append((drawn, host.state_dict()))
     assert same(runs[0], runs[1])
     assert same(runs[0][0], runs[2][0])
