@@ -21,12 +21,23 @@ def _children(value: Any) -> list[tuple[int | str, Any]]:
     if isinstance(value, (tuple, list)):
         return list(enumerate(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        names = (field.name for field in dataclasses.fields(value))
+        return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
     return []
 
 
-def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+def _put(container: Any, key: int | str, member: Any) -> None:
+    """Replace a member of a list, mapping or dataclass."""
+    if isinstance(container, (list, MutableMapping)):
+        container[key] = member  # type: ignore[index]
+    else:
+        object.__setattr__(container, str(key), member)  # of a frozen one, too
+
+
+def tensors(value: Any, path: Path = (), around: tuple[int, ...] = ()) -> Iterator[tuple[Path, Tensor]]:
     """Yield every tensor inside tuples, lists, mappings and dataclasses with the path that leads to it.
+
+    A container that holds itself is entered once; ``around`` has the identities of those that were entered.
 
     >>> import torch
     >>> [path for path, _ in tensors({"sample": torch.zeros(1), "skips": (torch.zeros(1), 0)})]
@@ -35,8 +46,10 @@ def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
     if isinstance(value, Tensor):
         yield path, value
         return
+    if id(value) in around:
+        return
     for key, member in _children(value):
-        yield from tensors(member, (*path, key))
+        yield from tensors(member, (*path, key), (*around, id(value)))
 
 
 def select(value: Any, path: Path) -> Any:
@@ -56,12 +69,11 @@ def rebuild(value: Any, change: Callable[[Path, Tensor], Tensor], path: Path = (
     children = [(key, rebuild(member, change, (*path, key))) for key, member in _children(value)]
     if not children:
         return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{str(key): member for key, member in children})
-    if isinstance(value, MutableMapping):
-        copied = copy.copy(value)  # keeps what a defaultdict or a ModelOutput is made with
-        copied.update(children)
-        return copied
+    if dataclasses.is_dataclass(value) or isinstance(value, MutableMapping):
+        fresh = copy.copy(value)  # keeps what a defaultdict or a ModelOutput is made with, and what no __init__ sets
+        for key, member in children:
+            _put(fresh, key, member)
+        return fresh
     members = [member for _, member in children]
     return type(value)(*members) if hasattr(value, "_fields") else type(value)(members)
 
@@ -87,10 +99,7 @@ def copied(value: Any) -> Any:
     for key, member in _children(value):
         if (new := copied(member)) is member:
             continue
-        if dataclass:
-            object.__setattr__(fresh, str(key), new)  # of a frozen one, too
-        else:
-            fresh[key] = new
+        _put(fresh, key, new)
     return fresh
 
 

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections import deque
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -157,6 +158,20 @@ def test_an_expanded_buffer_is_copied_to_one_that_can_be_written_and_loaded():
     twin.load_state_dict(module.state_dict())
     assert same(dict(twin.state_dict()), dict(module.state_dict()))
     assert module.grid.stride() == (0, 1)
+
+
+@dataclass
+class Late:
+    value: object = field(init=False)
+
+
+def test_a_module_whose_attributes_hold_themselves_or_lack_a_field_is_copied():
+    module = nn.Linear(2, 2)
+    module.table, module.late = {"a": 1}, Late()
+    module.table["table"] = module.table
+    twin = copy_module(module)
+    assert twin.table["table"] is twin.table
+    assert not hasattr(twin.late, "value")
 
 
 @pytest.mark.parametrize("where", ["attribute", "list", "dict", "buffer"])

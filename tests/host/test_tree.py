@@ -1,7 +1,7 @@
 """Nested arguments and outputs: every tensor is found, reached again by its path, and replaced without loss."""
 
 from collections import OrderedDict, defaultdict, namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inpaint_distill.host.tree import format_path, rebuild, select, tensors
+from inpaint_distill.host.tree import copied, format_path, rebuild, select, tensors
 
 Pair = namedtuple("Pair", ["image", "mask"])
 
@@ -77,6 +77,61 @@ def test_a_default_dict_stays_one():
     assert type(copy) is defaultdict
     assert copy["x"] == 1
     assert copy["new"] == []
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Has a field that the constructor does not take, and one that nobody has set."""
+
+    image: object
+    count: int = field(init=False)
+    late: object = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "count", len(self.image))
+
+
+def test_fields_that_the_constructor_does_not_take_are_kept_and_unset_ones_stay_unset():
+    given = Counted([torch.zeros(1), torch.ones(1)])
+    for new in (rebuild(given, lambda path, tensor: tensor + 1), copied(given)):
+        assert type(new) is Counted
+        assert new.image is not given.image
+        assert new.count == 2
+        assert not hasattr(new, "late")
+    assert [path for path, _ in tensors(given)] == [("image", 0), ("image", 1)]
+
+
+class Named(OrderedDict):
+    """Shows its members as attributes too, as the outputs of transformers and diffusers do."""
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+
+@dataclass
+class Both(Named):
+    sample: object = None
+
+    def __post_init__(self):
+        self["sample"] = self.sample
+
+
+def test_a_dataclass_that_is_a_mapping_too_shows_the_same_members_as_both():
+    given = Both([torch.zeros(1)])
+    for new in (rebuild(given, lambda path, tensor: tensor + 1), copied(given)):
+        assert type(new) is Both
+        assert new["sample"] is new.sample
+        assert new.sample is not given.sample
+
+
+def test_a_container_that_holds_itself_is_entered_once():
+    table, items = {"x": torch.zeros(1)}, [torch.zeros(1)]
+    table["table"], table["items"] = table, items
+    items += [items, table]
+    assert [path for path, _ in tensors(table)] == [("x",), ("items", 0)]
+    again = [torch.zeros(1)]
+    assert [path for path, _ in tensors([again, again])] == [(0, 0), (1, 0)]
 
 
 def test_a_read_only_mapping_is_walked():
