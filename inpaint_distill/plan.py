@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch.nn import functional as F
 
 from inpaint_distill.errors import ConfigError
@@ -234,14 +235,15 @@ def plan_call(host: nn.Module, call: HostCall, wanted: Wanted) -> Plan:
     return _plan(host, trace_call(host, call), wanted, "the host's own", lambda: [call])
 
 
+@torch.inference_mode(False)  # whose tensors do not tell when they are written into
 def plan_images(host: nn.Module, image: Tensor, mask: Tensor, wanted: Wanted) -> Plan:
     """Plan from an image and a mask; see :func:`plan`."""
     check_shapes(image, mask, latent=wanted.latent)
     check_values(image, mask, latent=wanted.latent)
     adapter = wanted.adapter
     device = module_device(host)
-    image = image[:DRY_BATCH].to(device)
-    mask = mask[:DRY_BATCH].to(device).float().expand(image.shape[0], -1, -1, -1)
+    image = image[:DRY_BATCH].clone().to(device)
+    mask = mask[:DRY_BATCH].clone().to(device).float().expand(image.shape[0], -1, -1, -1)
     if adapter is None:
         convention = find_convention(host, image, mask)
         # Which of the two the host's mask means is as good as a guess: a block at the input has to do under both.

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from hosts import ZOO, batch, batches, footprint, make_optimizer, reconstruct, same, state_of, train
+from hosts import EVERY_HOST, ZOO, batch, batches, footprint, make_optimizer, reconstruct, same, state_of, train
 from torch.nn import functional as F
 
 import inpaint_distill
@@ -473,6 +473,16 @@ def test_the_plan_prints_as_a_table_and_a_stage_of_it_can_be_passed_back():
         assert distiller.plan.stages == plan.stages[1:]
         assert "cross" in str(distiller.plan)
         assert "ema" in str(distiller.plan)
+
+
+@pytest.mark.parametrize("name", ["separate", "in_place", "overwrites", "multi_head", "batch_norm", "unet"])
+def test_a_plan_is_the_same_under_inference_mode(name):
+    toy = EVERY_HOST[name]
+    host, plans = toy.build(), []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            plans.append(inpaint_distill.plan(host, *batch(**toy.images), adapter=toy.adapter))
+    assert plans[0] == plans[1]
 
 
 def test_a_stage_passed_with_clone_keeps_a_copy():
