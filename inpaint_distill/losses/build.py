@@ -77,4 +77,4 @@ def build_terms(
         terms[SelfDistillation.name] = SelfDistillation(config.self_, student, meta=meta)
     if AttentionTransfer.name in weights:
         terms[AttentionTransfer.name] = AttentionTransfer(config.attention, sites, teacher_sites, meta=meta)
-    return terms
+    return terms.float()  # as what they compare, whatever the default type is

@@ -54,6 +54,29 @@ def test_every_host_trains_under_autocast_with_its_terms_in_float32(toy, dtype):
     assert all(p.isfinite().all() for p in [*host.parameters(), *distiller._terms.parameters()])
 
 
+@pytest.fixture
+def double():
+    """Make float64 torch's default type."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["separate", "root_attention"])
+def test_whatever_the_default_type_is_the_terms_are_in_float32(name, dtype, double):
+    host = ZOO[name].build().to(dtype)
+    optimizer = make_optimizer(host)
+    config = {**QUICK, "lookahead": {"every": 2}, "completion": True, "fusion": True}
+    distiller = inpaint_distill.attach(host, optimizer, config=config)
+    data = [(image.to(dtype), mask.to(dtype)) for image, mask in batches(3)]
+    assert all(loss.isfinite() for loss in train(ZOO[name], host, optimizer, data, distiller))
+    assert distiller.log["cross"].dtype == torch.float32
+    assert distiller.log["loss"] > 0
+    assert {each.dtype for each in distiller._terms.parameters()} == {torch.float32}
+    assert {each.dtype for each in host.parameters()} == {dtype}
+
+
 @pytest.mark.parametrize("where", ["around everything", "around the host alone"])
 def test_autocast_may_or_may_not_be_around_the_loss(where):
     host, optimizer, distiller = start()
