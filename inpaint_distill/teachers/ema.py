@@ -41,6 +41,7 @@ class EMATeacher(CopyTeacher):
 
         self.average = ModelEmaV3(copy_module(host), decay=self.decay, use_warmup=True)
         self.module = self.average.module
+        self.steps = 0  # those of another host do not count
         self.module.requires_grad_(False)
         kind = nn.modules.batchnorm._BatchNorm
         self.norms = [

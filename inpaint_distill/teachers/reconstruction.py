@@ -48,11 +48,14 @@ class _ReconstructionTeacher(CopyTeacher):
             own for own, other in zip(self.module.parameters(), host.parameters(), strict=True) if other.requires_grad
         ]
         self.optimizer = torch.optim.AdamW(self.trained, lr=self.lr, weight_decay=0.0)
+        self.trained_steps = 0  # those of the copy of another host do not count
         self.modes = list(zip(self.module.modules(), host.modules(), strict=True))
 
     def prepare(self, recipe: Recipe, call: HostCall, image: Tensor) -> None:
         """Remember how the host takes the complete image, which is also the range in which it gives it back."""
         self.recipe = recipe
+        if not self.trained_steps:
+            self.quality = None
 
     def train_step(self, call: HostCall, image: Tensor) -> Tensor:
         """Do one step of reconstruction and return its loss; ``call`` carries the complete image.
@@ -200,6 +203,7 @@ class FrozenTeacher(_ReconstructionTeacher):
         """Train the copy, unless it came from a saved state."""
         super().prepare(recipe, call, image)
         if self.trained_steps < self.steps:
+            self.errors = []
             with forked_rng(image.device):
                 batches = self._batches(image)
                 for _ in range(self.steps - self.trained_steps):

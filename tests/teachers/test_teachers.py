@@ -131,6 +131,20 @@ def test_a_fresh_average_sees_what_the_host_in_eval_mode_would_see_of_the_comple
         torch.testing.assert_close(found, wanted.detach(), rtol=1e-4, atol=1e-4 if name == "bytes" else 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["ema", "online", "frozen"])
+def test_a_teacher_that_is_given_to_another_host_begins_anew(kind):
+    def taught(teacher, seed):
+        host = TOY.build(seed)
+        optimizer = make_optimizer(host)
+        with inpaint_distill.attach(host, optimizer, teacher=teacher) as distiller:
+            train(TOY, host, optimizer, batches(2), distiller)
+        return copy.deepcopy([teacher.state(), *(getattr(teacher, name, None) for name in ("errors", "quality"))])
+
+    used = KINDS[kind]()
+    taught(used, 1)
+    assert same(taught(used, 2), taught(KINDS[kind](), 2))
+
+
 # -- ema ---------------------------------------------------------------------------------------------------------------
 
 
