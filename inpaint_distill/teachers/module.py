@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,7 +22,7 @@ from inpaint_distill.host.watch import Views, Watch
 from inpaint_distill.teachers.base import Teacher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -63,9 +64,7 @@ class ModuleTeacher(Teacher):
         self.watch: Watch | None = None
 
     def bind(self, host: nn.Module) -> None:
-        """Put the module into eval mode, until release, and on the host's device."""
-        self.modes = {part: part.training for part in self.module.modules()}
-        self.module.eval()
+        """Put the module on the host's device."""
         self.module.to(module_device(host))
 
     def plan(
@@ -74,7 +73,8 @@ class ModuleTeacher(Teacher):
         """Find the module's stages in a dry run and pair them by stride."""
         image = torch.zeros(2, 3, *image_size, device=module_device(self.module))
         try:
-            trace = trace_forward(self.module, lambda: self.call(self.module, image), image_size)
+            with _in_eval_mode(self.module):
+                trace = trace_forward(self.module, lambda: self.call(self.module, image), image_size)
         except Exception as error:
             raise PlanError(
                 f"a dry run of the teacher {type(self.module).__name__} on images {tuple(image.shape)}",
@@ -93,7 +93,8 @@ class ModuleTeacher(Teacher):
         self.paired = tuple(min(own, key=lambda each: abs(each.stride / enlarged - stage.stride)) for stage in stages)
         own_sites: tuple[AttentionSite, ...] = ()
         if sites and self.attention:
-            candidates = find_attention(self.module, lambda: self.call(self.module, image), self.shown)
+            with _in_eval_mode(self.module):
+                candidates = find_attention(self.module, lambda: self.call(self.module, image), self.shown)
             own_sites = named_attention(candidates, self.attention)
             if len(own_sites) != len(sites):
                 asked = f"{len(sites)} attention layers of the teacher, one for each of the host's"
@@ -107,18 +108,16 @@ class ModuleTeacher(Teacher):
         """Run the module on the complete image, up to its last tap."""
         if self.watch is None:
             raise RuntimeError("the teacher has not been planned")
-        with torch.no_grad(), forked_rng(image.device):
+        with torch.no_grad(), forked_rng(image.device), _in_eval_mode(self.module):
             seen = self.watch.run(lambda: self.call(self.module, image), lambda: self.shown)
         kept = dict(zip(self.watch.stages, seen.features, strict=True))
         return Views([kept[stage] for stage in self.paired], seen.attention)
 
     def release(self) -> None:
-        """Take the taps off and give the training flags back."""
+        """Take the taps off."""
         if self.watch is not None:
             self.watch.remove()
             self.handle.remove()
-        for part, training in getattr(self, "modes", {}).items():
-            part.training = training
 
     def _shown(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the size that the module is shown, which token sequences cover."""
@@ -127,6 +126,19 @@ class ModuleTeacher(Teacher):
     def describe(self) -> str:
         """Say in one line what the teacher is."""
         return f"module: {type(self.module).__name__}"
+
+
+@contextmanager
+def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode for one forward: its user, or another distiller, may change the mode between two."""
+    trained = [part for part in module.modules() if part.training]
+    if trained:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part in trained:
+            part.training = True
 
 
 def _largest(shapes: Sequence[tuple[int, ...]]) -> tuple[int, int] | None:

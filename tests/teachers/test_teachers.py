@@ -390,7 +390,7 @@ def test_a_module_that_is_shown_an_enlarged_image_is_paired_by_the_share_of_the_
     assert [stage.stride for stage in setting.teacher.paired] == [own[1], own[2], own[3]]  # 4, 8, 16 for 1, 2, 4
     image, _ = batch()
     with torch.no_grad():
-        whole = enlarge(backbone, image)
+        whole = enlarge(backbone.eval(), image)
     assert all(torch.equal(seen, whole[level]) for level, seen in zip((1, 2, 3), setting.features(), strict=True))
 
 
@@ -446,3 +446,37 @@ def test_a_modules_batch_statistics_do_not_move():
     setting.teacher.release()
     assert same(dict(module.state_dict()), dict(before))
     assert module.training
+
+
+def test_a_modules_batch_statistics_do_not_move_where_its_mode_is_changed_meanwhile():
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.host = TOY.build()
+            self.teacher = timm.create_model("test_resnet", pretrained=False, features_only=True)
+
+    holder = Holder()
+    before = copy.deepcopy(holder.teacher.state_dict())
+    optimizer = make_optimizer(holder.host)
+    with inpaint_distill.attach(holder.host, optimizer, teacher=holder.teacher) as distiller:
+        for data in batches(2):
+            holder.train()
+            train(TOY, holder.host, optimizer, [data], distiller)
+    assert same(dict(holder.teacher.state_dict()), dict(before))
+    holder.eval()  # what the user says meanwhile is what stays
+    assert not any(part.training for part in holder.teacher.modules())
+
+
+def test_a_module_is_the_teacher_of_two_hosts_of_which_one_is_detached():
+    module = timm.create_model("test_resnet", pretrained=False, features_only=True)
+    flags, before = [part.training for part in module.modules()], copy.deepcopy(module.state_dict())
+    hosts = [TOY.build(), TOY.build()]
+    optimizers = [make_optimizer(host) for host in hosts]
+    pairs = [(h, o, inpaint_distill.attach(h, o, teacher=module)) for h, o in zip(hosts, optimizers, strict=True)]
+    for host, optimizer, distiller in pairs:
+        train(TOY, host, optimizer, batches(1), distiller)
+    pairs[0][2].detach()
+    train(TOY, *pairs[1][:2], batches(1), pairs[1][2])
+    pairs[1][2].detach()
+    assert same(dict(module.state_dict()), dict(before))
+    assert [part.training for part in module.modules()] == flags
