@@ -246,6 +246,7 @@ class Distiller:
             )
         tensors, values = pack(self._parts)
         meta = {"step": self._step, "config": to_dict(self.config), "stages": [stage.label for stage in self._stages]}
+        meta["teacher"] = self._teacher.kind
         if self._injected is not None:
             meta["injected"] = self._injected.to_spec()
         write_state(path, tensors, {"kind": "distiller", **meta, "parts": values})
@@ -254,7 +255,7 @@ class Distiller:
         """Take a saved state back; before the host's first forward it is kept until then.
 
         Raises:
-            StateError: The file cannot be read, or was saved from other settings or stages.
+            StateError: The file cannot be read, or was saved from other settings, stages or another kind of teacher.
         """
         tensors, values = read_state(path)
         if values.get("kind") != "distiller":
@@ -271,6 +272,10 @@ class Distiller:
         if changed := [key for key in own if saved[key] != own[key]]:
             found = f"saved with other settings of {', '.join(changed)}"
             raise StateError(f"the distiller saved in {path}", found, "attach with the configuration it was saved with")
+        kind = values.get("teacher", self._teacher.kind)  # earlier versions did not write it
+        if kind != self._teacher.kind:
+            found = f"saved with a teacher of kind {kind!r:.100}; this is {self._teacher.kind!r}"
+            raise StateError(f"the distiller saved in {path}", found, "attach with the teacher it was saved with")
         if self.plan is None:
             self._pending = (tensors, values)
         else:

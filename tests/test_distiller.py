@@ -10,10 +10,11 @@ from hosts import EVERY_HOST, ZOO, batch, batches, footprint, make_optimizer, re
 from torch.nn import functional as F
 
 import inpaint_distill
-from inpaint_distill import Config, TermConfig
+from inpaint_distill import Config, FrozenTeacher, TermConfig
 from inpaint_distill.companion import CompanionOptimizer
 from inpaint_distill.errors import CaptureError, ConfigError, PlanError, ReplayError, StateError
 from inpaint_distill.networks.meta import meta_parameters
+from inpaint_distill.state import read_state, write_state
 
 QUICK = {"warmup": 0, "ema_decay": 0.9}
 FIXED = {**QUICK, "balance": "none"}  # counts from the first step on
@@ -458,6 +459,29 @@ def test_a_state_of_other_settings_or_another_host_is_refused(tmp_path):
     assert host.fine.enc0._forward_hooks == before
     with pytest.raises(StateError, match="existing"):
         distiller.save(tmp_path / "no" / "such" / "folder")
+
+
+def test_a_state_of_another_kind_of_teacher_is_refused_also_where_the_settings_say_nothing_of_it(tmp_path):
+    def begin(teacher):
+        host = PLAIN.build()
+        return host, inpaint_distill.attach(host, teacher=teacher, config=QUICK)
+
+    host, distiller = begin(None)
+    PLAIN.call(host, *batch())
+    distiller.save(tmp_path / "state")
+    host, other = begin(FrozenTeacher(batch()[0], steps=1))
+    with pytest.raises(StateError, match="'ema'; this is 'frozen'"):
+        other.load(tmp_path / "state")
+    PLAIN.call(host, *batch())
+    other.loss(*batch())
+    assert len(other._teacher.errors) == 1, "nothing of it was kept"
+    tensors, values = read_state(tmp_path / "state")
+    del values["teacher"]  # as earlier versions wrote it
+    write_state(tmp_path / "earlier", tensors, values)
+    host, again = begin(None)
+    again.load(tmp_path / "earlier")
+    PLAIN.call(host, *batch())
+    assert again.plan is not None
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------

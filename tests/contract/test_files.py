@@ -199,6 +199,7 @@ WRONG = {
     "an unknown setting": lambda values: values["config"].update(colour="red"),
     "a setting of another type": lambda values: values["config"].update(warmup="soon"),
     "another setting": lambda values: values["config"].update(warmup=9),
+    "another teacher": lambda values: values.update(teacher="frozen"),
     "step is text": lambda values: values.update(step="3"),
     "no stages": lambda values: values.pop("stages"),
     "stages are numbers": lambda values: values.update(stages=[1, 2]),
