@@ -43,18 +43,9 @@ class CompanionOptimizer:
         self.scale: Tensor | None = None
         if not self.parameters:
             return
-        if model is None:
-            self.inner = torch.optim.AdamW(self.parameters, lr=1e-3)
-            return
-        if isinstance(model, torch.optim.LBFGS):  # its step wants the closure that only the user has
-            self.inner = torch.optim.AdamW(self.parameters, lr=1e-3)
-            return
-        accepted = inspect.signature(type(model)).parameters
-        settings = {key: value for key, value in model.defaults.items() if key in accepted}
-        try:
-            self.inner = type(model)(self.parameters, **settings)
-        except (TypeError, ValueError):  # its arguments are not among its defaults, or it takes matrices alone
-            self.inner = torch.optim.AdamW(self.parameters, lr=1e-3)
+        # The step of L-BFGS wants the closure that only the user has.
+        alike = None if model is None or isinstance(model, torch.optim.LBFGS) else _alike(model, self.parameters)
+        self.inner = alike or torch.optim.AdamW(self.parameters, lr=1e-3)
         train = getattr(self.inner, "train", None)
         if callable(train):  # an optimizer that averages (schedule-free) begins in its eval mode
             train()
@@ -65,7 +56,8 @@ class CompanionOptimizer:
         Called as the backward begins. Where gradients are waiting for a step and the host's have been cleared
         (``zero_grad()`` after an error in backward, or in place of a step), they are cleared as well.
         """
-        if self.scale is not None and self.host is not None and all(p.grad is None for p in self.host.parameters()):
+        waiting = [p.grad for p in self.host.parameters() if p.grad is not None] if self.host is not None else []
+        if self.scale is not None and self.host is not None and not waiting:
             self.scale = None
             for parameter in self.parameters:
                 parameter.grad = None
@@ -75,6 +67,8 @@ class CompanionOptimizer:
         # A step that GradScaler skipped has left its gradients here: what overflowed is dropped, with its factor.
         before = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         good = torch.stack([self.scale.isfinite(), *(each.isfinite().all() for each in before)]).all()
+        if waiting:  # all zero: cleared, by zero_grad(set_to_none=False)
+            good &= torch.stack([each.any().to(good.device) for each in waiting]).any()
         for each in before:
             each.copy_(torch.where(good, each, 0))
         self.scale = torch.where(good, self.scale, 0) + gradient.detach()
@@ -122,6 +116,19 @@ class CompanionOptimizer:
         return any(group.get(key) for group in groups for key in ("capturable", "fused"))
 
 
+def _alike(model: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
+    """Make an optimizer of the same class and settings; ``None`` where that cannot be.
+
+    But for the sign: what is added minimises its own loss, also beside a host that maximises the negative of its own.
+    """
+    accepted = inspect.signature(type(model)).parameters.keys() - {"maximize"}
+    settings = {key: value for key, value in model.defaults.items() if key in accepted}
+    try:
+        return type(model)(parameters, **settings)
+    except Exception:  # its arguments are not among its defaults, it wraps another one, or takes matrices alone
+        return None
+
+
 def check_optimizer(host: nn.Module, optimizer: torch.optim.Optimizer | None) -> torch.optim.Optimizer | None:
     """Check the user's optimizer and return the one that steps; accelerate wraps it.
 
@@ -157,7 +164,14 @@ def adopt(optimizer: torch.optim.Optimizer, host: nn.Module, own: Injected) -> N
         present = {id(parameter) for group in groups for parameter in group["params"]}
         wanted = {id(parameter) for parameter in block.parameters()} - present
         added = [(name, parameter) for name, parameter in own.named_parameters(RESERVED) if id(parameter) in wanted]
-        chosen["params"].extend(parameter for _, parameter in added)
+        values = [parameter for _, parameter in added]
+        if added and _alike(optimizer, values) is None and _alike(optimizer, chosen["params"]) is not None:
+            raise OptimizerError(
+                "to train the blocks that stay in the host",
+                f"{type(optimizer).__name__}, which does not take parameters of their shapes",
+                "give attach() the optimizer that trains the host's convolutions, or set completion=False",
+            )
+        chosen["params"].extend(values)
         if "param_names" in chosen:  # of an optimizer made from named_parameters()
             chosen["param_names"].extend(name for name, _ in added)
 

@@ -75,7 +75,7 @@ class NumericsError(InpaintDistillError):
 
 
 class OptimizerError(InpaintDistillError):
-    """The optimizer given does not train the host given."""
+    """The optimizer given does not train the host given, or cannot train what is added to it."""
 
 
 class StateError(InpaintDistillError):

@@ -3,12 +3,14 @@
 import copy
 
 import pytest
+import timm.optim
 import torch
-from hosts import EVERY_HOST, SAMPLE, ZOO, batch, batches, make_optimizer, reconstruct, same, state_of, train
+from hosts import EVERY_HOST, SAMPLE, ZOO, batch, batches, footprint, make_optimizer, reconstruct, same, state_of, train
 from torch import nn
 from torch.optim import lr_scheduler
 
 import inpaint_distill
+from inpaint_distill.errors import OptimizerError
 
 QUICK = {"warmup": 0, "ema_decay": 0.9}
 FIXED = {**QUICK, "balance": "none"}
@@ -227,6 +229,21 @@ def test_the_added_networks_step_along_the_mean_of_the_micro_batches_however_the
     torch.testing.assert_close(runs[0], runs[1])
 
 
+@pytest.mark.parametrize("as_zeros", [False, True])
+def test_a_backward_that_is_thrown_away_leaves_nothing_to_the_added_networks(as_zeros):
+    runs = []
+    for thrown in (False, True):
+        host, optimizer, distiller = start(kind=torch.optim.SGD, lr=0.1, config=FIXED)
+        for number, (image, mask) in enumerate(batches(3)):
+            if number != 1 or thrown:
+                (reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)).backward()
+            if number != 1:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=not as_zeros)
+        runs.append([host.state_dict(), added(distiller)])
+    torch.testing.assert_close(*runs)
+
+
 @pytest.mark.parametrize("completion", [False, True])
 @pytest.mark.parametrize("toy", SAMPLED)
 def test_clipping_the_hosts_gradients_reaches_what_is_in_the_host_and_nothing_else(toy, completion):
@@ -443,13 +460,64 @@ def test_an_optimizer_of_arguments_of_its_own_has_adamw_beside_it():
     assert all(loss.isfinite() for loss in losses)
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
-def test_an_optimizer_for_matrices_alone_has_adamw_beside_it():
+@pytest.mark.parametrize("completion", [False, True])
+def test_an_optimizer_around_another_has_adamw_beside_it(completion):
+    host = PLAIN.build()
+    optimizer = timm.optim.Lookahead(make_optimizer(host))
+    distiller = inpaint_distill.attach(host, optimizer, completion=completion, config=QUICK)
+    losses = train(PLAIN, host, optimizer, batches(3), distiller)
+    assert distiller._step == 3
+    assert type(distiller._companion.inner) is torch.optim.AdamW
+    assert all(loss.isfinite() for loss in losses)
+
+
+def test_the_added_networks_minimise_their_loss_also_where_the_optimizer_maximises_the_negative():
+    runs = []
+    for sign in (1, -1):
+        host, optimizer, distiller = start(kind=torch.optim.SGD, lr=0.1, config=FIXED, maximize=sign < 0)
+        for image, mask in batches(3):
+            loss = reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)
+            optimizer.zero_grad()
+            (sign * loss).backward()
+            optimizer.step()
+        runs.append([host.state_dict(), added(distiller)])
+    torch.testing.assert_close(*runs)
+
+
+def with_matrices():
+    """Build a host with a matrix at its end, and an optimizer that takes nothing else."""
     torch.manual_seed(1)
     host = PLAIN.build()
     host.up.add_module("mix", nn.Linear(32, 32, bias=False))
     host.up.out.register_forward_hook(lambda module, args, output: host.up.mix(output))
-    matrices = torch.optim.Muon(host.up.mix.parameters(), lr=1e-3)
+    return host, torch.optim.Muon(host.up.mix.parameters(), lr=1e-3)
+
+
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+
+
+@needs_muon
+@pytest.mark.parametrize("planned", [False, True])
+def test_an_optimizer_for_matrices_alone_is_refused_where_it_would_have_to_train_a_block(planned):
+    host, matrices = with_matrices()
+    before, groups = footprint(host), matrices.state_dict()
+    image, mask = batch()
+    given = {"image": image, "mask": mask} if planned else {}
+
+    def begin():
+        distiller = inpaint_distill.attach(host, matrices, completion=True, **given)
+        PLAIN.call(host, image, mask)
+        return distiller
+
+    with pytest.raises(OptimizerError, match=r"Muon, which(.|\n)*convolutions"):
+        begin()
+    assert footprint(host) == before
+    assert matrices.state_dict() == groups
+
+
+@needs_muon
+def test_an_optimizer_for_matrices_alone_has_adamw_beside_it():
+    host, matrices = with_matrices()
     distiller = inpaint_distill.attach(host, matrices, config=QUICK)
     losses = train(PLAIN, host, matrices, batches(3), distiller)
     assert type(distiller._companion.inner) is torch.optim.AdamW
