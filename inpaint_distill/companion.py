@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from inpaint_distill.distributed import average_
-from inpaint_distill.errors import OptimizerError
+from inpaint_distill.errors import OptimizerError, OptimizerWarning
 from inpaint_distill.host.trace import RESERVED
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from inpaint_distill.injection import Injected
 
 __all__ = ["CompanionOptimizer", "adopt", "check_optimizer", "disown"]
+
+_STEPLESS = 256  # backwards without a step: more than anybody accumulates
 
 
 class CompanionOptimizer:
@@ -41,6 +44,8 @@ class CompanionOptimizer:
         self.model = model
         self.inner: torch.optim.Optimizer | None = None
         self.scale: Tensor | None = None
+        self.arrived = 0  # backwards since the last step
+        self.told = False
         if not self.parameters:
             return
         # The step of L-BFGS wants the closure that only the user has.
@@ -56,6 +61,10 @@ class CompanionOptimizer:
         Called as the backward begins. Where gradients are waiting for a step and the host's have been cleared
         (``zero_grad()`` after an error in backward, or in place of a step), they are cleared as well.
         """
+        self.arrived += 1
+        if self.arrived >= _STEPLESS and not self.told:
+            self.told = True
+            self._tell()
         waiting = [p.grad for p in self.host.parameters() if p.grad is not None] if self.host is not None else []
         if self.scale is not None and self.host is not None and not waiting:
             self.scale = None
@@ -75,6 +84,7 @@ class CompanionOptimizer:
 
     def step(self) -> None:
         """Step along the mean of the gradients that have arrived, in all processes, and clear them."""
+        self.arrived = 0
         if self.inner is None or self.scale is None:
             return
         gradients = [parameter.grad.div_(self.scale) for parameter in self.parameters if parameter.grad is not None]
@@ -88,6 +98,17 @@ class CompanionOptimizer:
         self.inner.step()
         self.inner.zero_grad()
         self.scale = None  # last: gradients that Ctrl-C has left here are then known to be waiting, and cleared
+
+    def _tell(self) -> None:
+        """Warn that no step follows: the teacher, the warm-up and what is added stand still."""
+        if self.model is None:
+            missed = "distiller.step() has not been called"
+            fix = "call it after each step of your optimizer, or give that optimizer to attach()"
+        else:
+            missed = f"{type(self.model).__name__}.step(), of the optimizer given to attach(), has not been called"
+            fix = "give it the one that steps (of SAM, its base_optimizer), or none and call distiller.step()"
+        found = f"{self.arrived} backwards of the distillation loss, and {missed}: teacher and warm-up stand still"
+        warnings.warn(f"{found}; {fix}", OptimizerWarning, stacklevel=3)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the moments, as tensors and JSON values."""

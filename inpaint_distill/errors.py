@@ -18,6 +18,7 @@ __all__ = [
     "NumericsError",
     "NumericsWarning",
     "OptimizerError",
+    "OptimizerWarning",
     "PlanError",
     "ReplayError",
     "StateError",
@@ -96,6 +97,10 @@ class LookaheadWarning(UserWarning):
 
 class NumericsWarning(UserWarning):
     """Terms left out of a step because of NaN or inf."""
+
+
+class OptimizerWarning(UserWarning):
+    """An optimizer that never steps."""
 
 
 def near_names(wanted: str, names: Iterable[str], limit: int = 5) -> str:

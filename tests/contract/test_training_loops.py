@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import inpaint_distill
-from inpaint_distill.errors import OptimizerError
+from inpaint_distill.errors import OptimizerError, OptimizerWarning
 
 QUICK = {"warmup": 0, "ema_decay": 0.9}
 FIXED = {**QUICK, "balance": "none"}
@@ -549,3 +549,29 @@ def test_the_added_networks_follow_a_learning_rate_schedule():
     scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=6)
     train(PLAIN, host, optimizer, batches(5), distiller, scheduler)
     assert distiller._companion.inner.param_groups[0]["lr"] != 1e-3
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_an_optimizer_that_never_steps_is_named_once(given):
+    """As that of a sharpness-aware optimizer which steps another inside, or one that was replaced after attach()."""
+    host = PLAIN.build()
+    optimizer, other = make_optimizer(host), make_optimizer(host, torch.optim.SGD)
+    distiller = inpaint_distill.attach(host, optimizer if given else None, lookahead="off", config=FIXED)
+    data = batches(2, size=16)
+    train(PLAIN, host, other, data * 127 + data[:1], distiller)
+    with pytest.warns(OptimizerWarning) as caught:
+        train(PLAIN, host, other, data * 130, distiller)
+    (told,) = (str(each.message) for each in caught)
+    assert ("AdamW.step()" in told) == given
+    assert "call distiller.step()" in told if given else "give that optimizer to attach()" in told
+
+
+def test_as_many_backwards_as_one_accumulates_are_no_reason_to_warn():
+    host, optimizer, distiller = start(config={**FIXED, "lookahead": {"engine": "off"}})
+    image, mask = batch(size=16)
+    for _ in range(3):
+        for _ in range(128):
+            ((reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)) / 128).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert distiller._step == 3
