@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["CompanionOptimizer", "adopt", "check_optimizer", "disown"]
 
 _STEPLESS = 256  # backwards without a step: more than anybody accumulates
+_ASKED = 8  # gradients, the largest, that are looked at to know whether all have been cleared
 
 
 class CompanionOptimizer:
@@ -76,8 +77,9 @@ class CompanionOptimizer:
         # A step that GradScaler skipped has left its gradients here: what overflowed is dropped, with its factor.
         before = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         good = torch.stack([self.scale.isfinite(), *(each.isfinite().all() for each in before)]).all()
-        if waiting:  # all zero: cleared, by zero_grad(set_to_none=False)
-            good &= torch.stack([each.any().to(good.device) for each in waiting]).any()
+        if waiting:  # all zero: cleared, by zero_grad(set_to_none=False); a few tell
+            few = sorted(waiting, key=torch.Tensor.numel)[-_ASKED:]
+            good &= torch.stack([each.any().to(good.device) for each in few]).any()
         for each in before:
             each.copy_(torch.where(good, each, 0))
         self.scale = torch.where(good, self.scale, 0) + gradient.detach()

@@ -391,7 +391,7 @@ class Distiller:
             own.rewrite_last(self._host)
         load = MethodHook(self, "_before_load")
         self._handles.append(Placed(self._host, load))
-        self._host._register_load_state_dict_pre_hook(load)
+        self._host._register_load_state_dict_pre_hook(load)  # type: ignore[no-untyped-call]
         if self._optimizer is not None:
             self._handles.append(self._optimizer.register_step_post_hook(step))
         if plan is not None:  # now: where the root itself is tapped, the hooks above have to come before the tap
