@@ -316,7 +316,8 @@ class Distiller:
         if self.plan is not None and self.plan.overwrites:
             call = call.safe()
         if self.plan is not None and self.plan.draws:
-            call = dataclasses.replace(call, random=RandomState.now(module_device(self._host)))
+            random = RandomState.now(module_device(self._host), others=self.plan.draws_others)
+            call = dataclasses.replace(call, random=random)
         observation = self._composer.observation(self._step, self._host.parameters)
         if self._watch is not None:
             if self._forwards.last is not None:

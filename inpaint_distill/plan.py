@@ -61,6 +61,7 @@ class Plan:
         injected: What is injected into the host and stays in it, in words.
         added: Name and number of parameters of each term's networks.
         draws: The host draws random numbers: its teacher is run with the same.
+        draws_others: It draws from the generators of Python or numpy, too.
         overwrites: The host writes into the tensors it is given: they are remembered as copies.
         image: Where a completion block at the host's input goes, or why there is none; ``None`` where none is wanted.
     """
@@ -79,6 +80,7 @@ class Plan:
     added: tuple[tuple[str, int], ...] = ()
     deeper: tuple[Stage, ...] = ()
     draws: bool = False
+    draws_others: bool = False
     overwrites: bool = False
     image: Found | None = None
 
@@ -295,7 +297,8 @@ def _plan(host: nn.Module, trace: Trace, wanted: Wanted, words: str, calls: Call
         attention=sites,
         candidates=candidates,
         deeper=deeper,
-        draws=trace.draws,
+        draws=trace.draws or trace.draws_others,
+        draws_others=trace.draws_others,
         overwrites=trace.overwrites,
         image=find_image(host, *calls()) if wanted.image else None,
     )

@@ -29,13 +29,9 @@ class _AdapterCall(HostCall):
 
     adapter: Adapter | None = None
 
-    def run(self, module: nn.Module) -> Any:
+    def pass_to(self, module: nn.Module) -> Any:
         """Let the adapter run a module."""
-        if self.adapter is None:
-            return super().run(module)
-        if self.random is not None:
-            self.random.restore()
-        return self.adapter.outputs(module, *(self.safe() if self.overwritten else self).args)
+        return super().pass_to(module) if self.adapter is None else self.adapter.outputs(module, *self.args)
 
 
 class _AdapterRecipe(Recipe):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +58,13 @@ class HostCall:
 
     def run(self, module: nn.Module) -> Any:
         """Call a module with these arguments, and the random numbers that were drawn with them."""
-        if self.random is not None:
-            self.random.restore()
         given = self.safe() if self.overwritten else self
-        return module(*copied(given.args), **copied(given.kwargs or {}))
+        with self.random.again() if self.random is not None else nullcontext():
+            return given.pass_to(module)
+
+    def pass_to(self, module: nn.Module) -> Any:
+        """Call a module with these arguments as they are."""
+        return module(*copied(self.args), **copied(self.kwargs or {}))
 
     def image_size(self) -> tuple[int, int] | None:
         """Return the largest (height, width) among the arguments (B, C, H, W); ``None`` where there is none."""

@@ -33,9 +33,12 @@ __all__ = [
 
 
 @contextmanager
-def forked_rng(device: torch.device | None = None) -> Iterator[None]:
-    """Give the random state of CPU, device, Python and numpy back afterwards; other devices are not looked at."""
-    state = RandomState.now(device or torch.device("cpu"))
+def forked_rng(device: torch.device | None = None, *, others: bool = False) -> Iterator[None]:
+    """Give the random state of the CPU and a device back afterwards, and, if asked, that of Python and numpy.
+
+    The latter may be in use meanwhile by threads that prepare batches, which would then see the same numbers again.
+    """
+    state = RandomState.now(device or torch.device("cpu"), others=others)
     try:
         yield
     finally:
@@ -44,43 +47,53 @@ def forked_rng(device: torch.device | None = None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RandomState:
-    """Where the random numbers of CPU, one device, Python and numpy stand; costs no wait for the device.
+    """Where the random numbers of the CPU and of one device stand; costs no wait for the device.
 
     Attributes:
         states: State of the CPU's generator, then of the device's if it is an accelerator.
         device: The device.
-        python: State of Python's generator.
-        numpy: State of numpy's.
+        others: States of the generators of Python and numpy, or nothing where they were not asked for.
     """
 
     states: tuple[torch.Tensor, ...]
     device: torch.device
-    python: Any
-    numpy: Any
+    others: tuple[Any, ...] = ()
 
     @staticmethod
-    def now(device: torch.device) -> RandomState:
+    def now(device: torch.device, *, others: bool = False) -> RandomState:
         """Return the present state."""
         states = [torch.get_rng_state()]
         if device.type == "cuda":
             states.append(torch.cuda.get_rng_state(device))
-        return RandomState(tuple(states), device, random.getstate(), np.random.get_state())
+        return RandomState(tuple(states), device, (random.getstate(), np.random.get_state()) if others else ())
 
     def restore(self) -> None:
         """Go back to it."""
         torch.set_rng_state(self.states[0])
         if len(self.states) > 1:
             torch.cuda.set_rng_state(self.states[1], self.device)
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
+        if self.others:
+            random.setstate(self.others[0])
+            np.random.set_state(self.others[1])
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Go back to it, and afterwards to where the random numbers stood."""
+        before = RandomState.now(self.device, others=bool(self.others))
+        self.restore()
+        try:
+            yield
+        finally:
+            before.restore()
+
+    def same_others(self, other: RandomState) -> bool:
+        """Tell whether the generators of Python and numpy stand where they do in another state."""
+        (python, numpy), (other_python, other_numpy) = self.others, other.others
+        return bool(python == other_python and all(map(np.array_equal, numpy, other_numpy)))
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, RandomState)
-            and all(map(torch.equal, self.states, other.states))
-            and self.python == other.python
-            and all(map(np.array_equal, self.numpy, other.numpy))
-        )
+        """Compare the states of torch's generators."""
+        return isinstance(other, RandomState) and all(map(torch.equal, self.states, other.states))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -172,7 +185,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
     # The version counter says nothing here: batch_norm does not raise it, nor does whatever goes through `.data`.
     saved = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
-        with forked_rng(module_device(module)):
+        with forked_rng(module_device(module), others=True):
             yield
     finally:
         # torch 2.4 takes a weight that was cast without gradients again where they are wanted.

@@ -83,7 +83,8 @@ class Trace:
         modules: Every module by the name that its events have.
         paths: Every module by each of its names.
         batch: Number of images.
-        draws: The forward drew random numbers.
+        draws: The forward drew random numbers of torch,
+        draws_others: or of Python or numpy.
         overwrites: It wrote into the tensors that the host was given.
         run: Runs the same forward again.
     """
@@ -95,6 +96,7 @@ class Trace:
     paths: dict[str, nn.Module]
     batch: int
     draws: bool
+    draws_others: bool
     overwrites: bool
     run: Callable[[], Any]
 
@@ -182,9 +184,9 @@ def trace_forward(
             handles.append(module.register_forward_pre_hook(recorder.begin, with_kwargs=True))
             handles.append(module.register_forward_hook(recorder.end))
         with untouched(host), torch.no_grad(), uncompiled():
-            before = RandomState.now(module_device(host))
+            before = RandomState.now(module_device(host), others=True)
             run()
-            draws = before != RandomState.now(module_device(host))
+            after = RandomState.now(module_device(host), others=True)
     finally:
         for handle in handles:
             handle.remove()
@@ -192,7 +194,18 @@ def trace_forward(
     events = recorder.finish()
     batch = next((shape[0] for shape in events[-1].inputs if len(shape) == 4), 0)
     paths = {path: module for module, found in recorder.paths.items() for path in found}
-    return Trace(events, image_size, used_size or image_size, modules, paths, batch, draws, recorder.overwrites(), run)
+    return Trace(
+        events,
+        image_size,
+        used_size or image_size,
+        modules,
+        paths,
+        batch,
+        draws=before != after,
+        draws_others=not before.same_others(after),
+        overwrites=recorder.overwrites(),
+        run=run,
+    )
 
 
 def trace_call(host: nn.Module, call: HostCall) -> Trace:

@@ -95,13 +95,18 @@ def _pair(seeds: Sequence[Mapping[str, Tensor]], arm: str) -> dict[str, Any]:
     medians = {
         name: [_median(each[name][rows]) for each, rows in zip(seeds, measurable, strict=True)] for name in seeds[0]
     }
-    interval = paired_interval(medians[BARE], medians[arm])
-    difference = {name: _finite(getattr(interval, name)) for name in ("mean", "low", "high")}
+    # A seed may leave nothing to compare, such as a deep level of which few images have cells on either side.
+    kept = [index for index, rows in enumerate(measurable) if rows.any()]
+    difference: dict[str, Any] | None = None
+    if kept:
+        interval = paired_interval(*([medians[name][index] for index in kept] for name in (BARE, arm)))
+        difference = {name: _finite(getattr(interval, name)) for name in ("mean", "low", "high")}
+        difference["pairs"] = interval.pairs
     return {
         "images": [int(rows.sum()) for rows in measurable],
-        "median": {name: _finite(sum(values) / len(values)) for name, values in medians.items()},
+        "median": {name: _finite(_mean([values[index] for index in kept])) for name, values in medians.items()},
         "seeds": {name: [_finite(value) for value in values] for name, values in medians.items()},
-        "difference": None if difference["mean"] is None else {**difference, "pairs": interval.pairs},
+        "difference": difference,
         "lower": sum(int((each[arm] < each[BARE]).sum()) for each in seeds),
         "cases": sum(int(rows.sum()) for rows in measurable),
     }
@@ -200,6 +205,10 @@ def _number(value: float | None) -> str:
 
 def _median(values: Tensor) -> float:
     return values.nanquantile(0.5).item() if len(values) else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
 
 
 def _finite(value: float) -> float | None:

@@ -121,13 +121,16 @@ def _fail(*args):
     raise ZeroDivisionError
 
 
-def test_forked_random_state_comes_back_after_an_error():
+@pytest.mark.parametrize("others", [True, False])
+def test_forked_random_state_comes_back_after_an_error(others):
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(1)
     state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1:3]
-    with pytest.raises(ZeroDivisionError), forked_rng():
+    with pytest.raises(ZeroDivisionError), forked_rng(others=others):
         _fail()
     assert torch.equal(torch.get_rng_state(), state[0])
-    assert random.getstate() == state[1]
-    assert all(map(np.array_equal, np.random.get_state()[1:3], state[2]))
+    assert (random.getstate() == state[1]) is others
+    assert all(map(np.array_equal, np.random.get_state()[1:3], state[2])) is others
 
 
 @pytest.mark.parametrize("name", ZOO_NAMES)

@@ -599,6 +599,7 @@ DRAWS = {
     "python": lambda x: x * random.uniform(1, 9),
     "numpy": lambda x: x * np.random.uniform(1, 9),
 }
+GET_STATE = np.random.get_state
 FIXED = {"warmup": 0, "balance": "none", "predictor": False, "self": {"weight": 0.0}, "lookahead": {"engine": "off"}}
 
 
@@ -670,13 +671,25 @@ def test_a_host_that_draws_nothing_does_not_pay_for_the_state(name, monkeypatch)
     distiller.loss(image, mask)
     assert not distiller.plan.draws
 
-    def refuse(device):
+    def refuse(device, **_):
         raise AssertionError("the random state was read")
 
     with monkeypatch.context() as patch:
         patch.setattr("inpaint_distill.distiller.RandomState.now", refuse)
         toy.call(host, image, mask)
     assert distiller.loss(image, mask) > 0
+
+
+@pytest.mark.parametrize("draw", ["noise", "numpy"])
+def test_the_numbers_of_numpy_are_left_to_other_threads_unless_the_host_draws_some(draw, monkeypatch):
+    host = Drawing(DRAWS[draw])
+    optimizer = torch.optim.SGD(host.parameters(), 0.0)
+    distiller = inpaint_distill.attach(host, optimizer, config=FIXED)
+    step(host, optimizer, distiller, 0)  # dry runs
+    read = []
+    monkeypatch.setattr(np.random, "get_state", lambda: read.append(True) or GET_STATE())
+    step(host, optimizer, distiller, 1)
+    assert distiller.plan.draws_others is bool(read) is (draw == "numpy")
 
 
 @pytest.mark.parametrize("training", [True, False])

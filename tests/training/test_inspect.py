@@ -263,6 +263,17 @@ def test_a_level_where_nothing_can_be_measured_is_left_blank():
     assert sentences({"levels": [found], "arm": "distilled"}) == []
 
 
+def test_a_seed_in_which_nothing_can_be_measured_is_left_out():
+    """Deep levels of a small host: with some weights no image has cells on either side with any energy."""
+    good = {"bare": torch.ones(2), "distilled": torch.full((2,), 2.0), "teacher": torch.ones(2)}
+    none = {name: torch.full((2,), torch.nan) for name in good}
+    (found,) = summarise([[level(values)] for values in (good, none, good)], "distilled")
+    row = found["measures"]["hole_contrast"]
+    assert row["difference"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "pairs": 2}
+    assert row["median"] == {"bare": 1.0, "distilled": 2.0, "teacher": 1.0}
+    assert (row["seeds"]["bare"], row["images"]) == ([1.0, None, 1.0], [2, 0, 2])
+
+
 def test_a_pixels_attention_is_the_same_from_rows_and_from_queries_and_keys():
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(1, 2, 32, 5, generator=generator, dtype=torch.float64) for _ in range(2))
