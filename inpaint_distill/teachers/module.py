@@ -71,7 +71,7 @@ class ModuleTeacher(Teacher):
         self, stages: Sequence[Stage], image_size: tuple[int, int], sites: Sequence[AttentionSite] = ()
     ) -> tuple[Stage, ...]:
         """Find the module's stages in a dry run and pair them by stride."""
-        image = torch.zeros(2, 3, *image_size, device=module_device(self.module))
+        image = torch.zeros(2, 3, *image_size, dtype=torch.float32, device=module_device(self.module))
         try:
             with _in_eval_mode(self.module):
                 trace = trace_forward(self.module, lambda: self.call(self.module, image), image_size)
