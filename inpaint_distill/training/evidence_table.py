@@ -99,7 +99,8 @@ def _pair(seeds: Sequence[Mapping[str, Tensor]], arm: str) -> dict[str, Any]:
     kept = [index for index, rows in enumerate(measurable) if rows.any()]
     difference: dict[str, Any] | None = None
     if kept:
-        interval = paired_interval(*([medians[name][index] for index in kept] for name in (BARE, arm)))
+        bare, own = ([medians[name][index] for index in kept] for name in (BARE, arm))
+        interval = paired_interval(bare, own)
         difference = {name: _finite(getattr(interval, name)) for name in ("mean", "low", "high")}
         difference["pairs"] = interval.pairs
     return {
