@@ -358,7 +358,7 @@ class Distiller:
         asked = "to load weights with injected blocks into a host without any"
         if self.plan is not None:
             raise StateError(asked, "a host that is trained without them", "load them before the host's first step")
-        if distributed.is_available() and distributed.is_initialized():
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             fix = "load them by load_host() before attach() and before the host is wrapped"
             raise StateError(asked, "several processes, which may have listed its parameters", fix)
         try:

@@ -219,13 +219,15 @@ class Injected(nn.Module):
     def get_extra_state(self) -> Tensor:
         """Return :meth:`to_spec` for the host's ``state_dict``, from which :func:`spec_in` reads it in any file.
 
-        Its characters as numbers of a type that safetensors, averages of states and changes of type leave alone; as
-        many before it is known where the hole is, so that what averages state by state finds the same shapes.
+        Its characters as numbers, which safetensors, averages of states and changes of type leave alone: of the blocks'
+        type and device, as what averages all of a state at once wants them, and as many before it is known where the
+        hole is, so that it finds the same shapes.
         """
         spec = self.to_spec()
         short = len(json.dumps({**spec, "source": None}))
         length = -(-(short + _ROOM) // _ROOM) * _ROOM
-        return torch.frombuffer(bytearray(json.dumps(spec).ljust(length), "ascii"), dtype=torch.uint8).float()
+        codes = torch.frombuffer(bytearray(json.dumps(spec).ljust(length), "ascii"), dtype=torch.uint8)
+        return codes.to(next(self.parameters()))
 
     def set_extra_state(self, state: Any) -> None:
         """Take from a state where the hole is, unless that is known."""
@@ -283,7 +285,7 @@ def spec_in(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any] | None
 def _parsed(state: Any) -> dict[str, Any] | None:
     try:
         spec = json.loads(bytes(int(value) for value in state.float().round().tolist()))
-    except (AttributeError, TypeError, ValueError, OverflowError):
+    except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError):  # or it is on the meta device
         return None
     return spec if isinstance(spec, dict) and {"source", "blocks"} <= spec.keys() else None
 

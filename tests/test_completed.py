@@ -161,6 +161,13 @@ def test_weights_of_a_checkpoint_are_loaded_into_a_plain_host():
     assert injected(plain) is None
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_state_describes_its_blocks_in_numbers_of_their_type(kind):
+    state = completed(PLAIN).to(kind).state_dict()
+    assert {value.dtype for key, value in state.items() if key.startswith(NAME)} == {kind}
+    assert injected(load_host(PLAIN.build(1), state)).image is not None
+
+
 def test_a_state_has_as_many_numbers_before_it_is_known_where_the_hole_is():
     host = PLAIN.build()
     optimizer = make_optimizer(host)
