@@ -248,17 +248,21 @@ class Injected(nn.Module):
 
     @staticmethod
     def from_spec(host: nn.Module, spec: dict[str, Any]) -> Injected:
-        """Build and install on a host what :meth:`to_spec` described."""
+        """Build and install on a host what :meth:`to_spec` described; after an error nothing of it stays."""
         own = Injected()
         own.install(host)
-        own.source = Injected.read_source(spec)
-        if (image := spec.get("image")) is not None:
-            image = dict(image)
-            kind = image.pop("kind")
-            own.add_at_input(host, ImageSource.from_spec(image), kind)
-        for each in spec["blocks"]:
-            stage = Stage.from_spec(each["stage"])
-            own.add(host, KINDS[each["kind"]][1](stage.channels), stage)
+        try:
+            own.source = Injected.read_source(spec)
+            if (image := spec.get("image")) is not None:
+                image = dict(image)
+                kind = image.pop("kind")
+                own.add_at_input(host, ImageSource.from_spec(image), kind)
+            for each in spec["blocks"]:
+                stage = Stage.from_spec(each["stage"])
+                own.add(host, KINDS[each["kind"]][1](stage.channels), stage)
+        except BaseException:
+            own.remove(host)
+            raise
         return own
 
 

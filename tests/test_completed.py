@@ -188,6 +188,18 @@ def test_weights_whose_blocks_are_not_described_are_refused_and_without_the_plug
     first.load_state_dict(state)
 
 
+def test_weights_of_another_host_leave_this_one_as_it_was():
+    state = completed(ZOO["recurrent"], completion_levels=(0,)).state_dict()
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, completion=True, config=FIXED)
+    before = footprint(host)
+    with pytest.raises(StateError, match="load them into the host they were saved from"):
+        host.load_state_dict(state, strict=False)
+    assert footprint(host) == before
+    assert distiller.plan is None
+
+
 def test_blocks_do_not_come_into_a_host_that_is_trained_without_them():
     state = completed(PLAIN).state_dict()
     host = PLAIN.build()
