@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _Block = TypeVar("_Block", bound=nn.Module)
 
-__all__ = ["KINDS", "Injected", "check_unlisted", "injected", "kind_of", "spec_in"]
+__all__ = ["DESCRIPTION", "KINDS", "Injected", "check_unlisted", "injected", "kind_of", "spec_in"]
 
 KINDS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
     "completion": ("completion block", CompletionBlock),
@@ -46,6 +46,8 @@ KINDS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
 
 _HIDDEN = 32  # channels inside the block of an image, whose own three would be few
 _EXTRA = "_extra_state"  # torch's name for what get_extra_state() returns
+DESCRIPTION = f"{RESERVED}.{_EXTRA}"
+"""In a host's ``state_dict``: what is injected into it."""
 _ROOM = 1024  # characters: more than a description of where the hole is has
 
 
@@ -279,7 +281,7 @@ def spec_in(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any] | None
     names = [name for name in state if name.startswith(f"{prefix}{RESERVED}.")]
     if not names:
         return None
-    spec = _parsed(state.get(f"{prefix}{RESERVED}.{_EXTRA}"))
+    spec = _parsed(state.get(f"{prefix}{DESCRIPTION}"))
     if spec is None:
         fix = "attach(..., image=image, mask=mask) before they are loaded, or give load_host() a file of save_host()"
         raise StateError(f"weights with injected blocks, such as {names[-1]!r}", "no description of the blocks", fix)

@@ -12,6 +12,7 @@ from torch import nn
 from inpaint_distill.errors import CaptureError
 from inpaint_distill.host.guard import copy_module, forked_rng
 from inpaint_distill.host.watch import Watch
+from inpaint_distill.injection import DESCRIPTION
 from inpaint_distill.teachers.unneeded import leave_out, put_back
 
 if TYPE_CHECKING:
@@ -165,7 +166,9 @@ class CopyTeacher(Teacher):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the copy's weights and buffers."""
-        return dict(self.module.state_dict()), {}
+        state = dict(self.module.state_dict())
+        state.pop(DESCRIPTION, None)  # the copy has the host's blocks already
+        return state, {}
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take the weights and buffers back."""
