@@ -26,7 +26,7 @@ def event(*shapes, name="m", call=0, identities=None, **rest):
 
 
 def trace(*events, size=SIZE, batch=2):
-    return Trace(list(events), size, size, {}, {}, batch, False, False, lambda: None)
+    return Trace(list(events), size, size, {}, {}, batch, False, False, False, lambda: None)
 
 
 def read(*shapes, named=False, size=SIZE, batch=2, **rest):
