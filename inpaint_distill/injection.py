@@ -154,8 +154,6 @@ class Injected(nn.Module):
     def end(self) -> None:
         """Note that the forward is over; the hole is kept for what gradient checkpointing runs again in backward."""
         self._over = True
-        if not torch.is_grad_enabled():
-            self._hole = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the hole of the last batch out of copies and files."""

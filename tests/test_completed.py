@@ -225,9 +225,7 @@ def test_copies_and_files_of_a_host_are_without_the_hole_of_its_last_batch():
     PLAIN.call(host, *batch())
     assert injected(host)._hole is not None, "gradient checkpointing may run the forward again"
     assert injected(copy.deepcopy(host))._hole is None
-    with torch.no_grad():
-        PLAIN.call(host, *batch())
-    assert injected(host)._hole is None
+    assert torch.equal(outputs(PLAIN, copy.deepcopy(host)), outputs(PLAIN, host))
 
 
 def test_a_host_without_blocks_is_saved_like_any(tmp_path):

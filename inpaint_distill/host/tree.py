@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 __all__ = ["Path", "copied", "format_path", "rebuild", "select", "tensors"]
@@ -46,10 +47,13 @@ def tensors(value: Any, path: Path = (), around: tuple[int, ...] = ()) -> Iterat
     if isinstance(value, Tensor):
         yield path, value
         return
-    if id(value) in around:
+    if around and id(value) in around:
         return
+    within = (
+        () if torch.compiler.is_compiling() else (*around, id(value))
+    )  # a graph would be compiled for each identity
     for key, member in _children(value):
-        yield from tensors(member, (*path, key), (*around, id(value)))
+        yield from tensors(member, (*path, key), within)
 
 
 def select(value: Any, path: Path) -> Any:

@@ -125,11 +125,13 @@ class GradientNormBalancer:
 
     def _take(self, name: str, host: Tensor, own: Tensor) -> None:
         old, before = self.factors[name], self.hosts[name]
-        if old is not None and before is not None:
+        if old is None or before is None:
+            self.hosts[name] = host
+        else:
             # Beside a term that has outgrown its factor the host's gradient drowns: the last one seen stands for it.
-            drowned = ~host.isfinite() | (host <= (_ROUNDING * old).square() * own)
-            host = torch.where(drowned, before, host)
-        self.hosts[name] = host
+            seen = host.isfinite() & (host > (_ROUNDING * old).square() * own)
+            self.hosts[name] = torch.where(seen & (own > 0), host, before)
+            host = torch.where(seen, host, before)
         # A level without a gradient, such as one left out for NaN, has no ratio.
         self.update(name, (host / own.clamp_min(_TINY) * (own > 0)).sqrt())
 
