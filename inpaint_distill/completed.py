@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from inpaint_distill.errors import InpaintDistillError, StateError
-from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.host.wrappers import unwrap
 from inpaint_distill.injection import Injected, injected, spec_in
 from inpaint_distill.state import read_state, write_state
@@ -62,8 +61,7 @@ def load_host(host: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.Mod
     fresh = spec is not None and injected(inner) is None
     try:
         if spec is not None and fresh:
-            with forked_rng():  # the blocks' first weights are drawn, and replaced
-                Injected.from_spec(inner, spec)
+            Injected.from_spec(inner, spec)
         inner.load_state_dict(tensors)
     except BaseException as error:
         own = injected(inner)

@@ -362,8 +362,7 @@ class Distiller:
             fix = "load them by load_host() before attach() and before the host is wrapped"
             raise StateError(asked, "several processes, which may have listed its parameters", fix)
         try:
-            with forked_rng():  # the blocks' first weights are drawn, and replaced
-                own = Injected.from_spec(self._host, spec)
+            own = Injected.from_spec(self._host, spec)
         except (LookupError, TypeError, AttributeError) as error:
             found = f"{type(error).__name__}: {error}"
             raise StateError(asked, found, "load them into the host they were saved from") from None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from inpaint_distill.errors import CaptureError, PlanError, StateError
 from inpaint_distill.host.attention_calls import apart
 from inpaint_distill.host.call import HostCall
-from inpaint_distill.host.guard import runs_again
+from inpaint_distill.host.guard import forked_rng, runs_again
 from inpaint_distill.host.hole import HoleSource
 from inpaint_distill.host.image_source import ImageSource
 from inpaint_distill.host.stage import Stage
@@ -253,13 +253,14 @@ class Injected(nn.Module):
         own.install(host)
         try:
             own.source = Injected.read_source(spec)
-            if (image := spec.get("image")) is not None:
-                image = dict(image)
-                kind = image.pop("kind")
-                own.add_at_input(host, ImageSource.from_spec(image), kind)
-            for each in spec["blocks"]:
-                stage = Stage.from_spec(each["stage"])
-                own.add(host, KINDS[each["kind"]][1](stage.channels), stage)
+            with forked_rng():  # the blocks' first weights are drawn, and replaced
+                if (image := spec.get("image")) is not None:
+                    image = dict(image)
+                    kind = image.pop("kind")
+                    own.add_at_input(host, ImageSource.from_spec(image), kind)
+                for each in spec["blocks"]:
+                    stage = Stage.from_spec(each["stage"])
+                    own.add(host, KINDS[each["kind"]][1](stage.channels), stage)
         except BaseException:
             own.remove(host)
             raise

@@ -79,12 +79,9 @@ class RandomState:
     @contextmanager
     def again(self) -> Iterator[None]:
         """Go back to it, and afterwards to where the random numbers stood."""
-        before = RandomState.now(self.device, others=bool(self.others))
-        self.restore()
-        try:
+        with forked_rng(self.device, others=bool(self.others)):
+            self.restore()
             yield
-        finally:
-            before.restore()
 
     def same_others(self, other: RandomState) -> bool:
         """Tell whether the generators of Python and numpy stand where they do in another state."""
