@@ -1,4 +1,4 @@
-"""Write the tables of docs/boost.md and the README's results from docs/results/boost_study.json.
+"""Write the tables of docs/boost.md, docs/boost_cells.md and the README's results from docs/results/boost_study.json.
 
     python benchmarks/boost_page.py
 
@@ -11,27 +11,22 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
-import re
-import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import boost_cells
+from boost_rows import NOT_RUN, Study, between, difference, outcome, table, value
 from matplotlib.figure import Figure
 
-from inpaint_distill.training.ablation import BARE, BLOCK, FILLED, WHOLE
-from inpaint_distill.training.explained import PARTS
+from inpaint_distill.training.ablation import BLOCK, FILLED, WHOLE
 from inpaint_distill.training.masks import BIN_NAMES
-from inpaint_distill.training.result import interval_of
-from inpaint_distill.training.statistics import paired_interval, verdict
-from inpaint_distill.training.tables import COMPARISON_LABELS, METRIC_FORMATS
+from inpaint_distill.training.statistics import paired_interval
+from inpaint_distill.training.tables import COMPARISON_LABELS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
-
-    from inpaint_distill.training.statistics import Interval
 
 # From the palette of Okabe and Ito; grey where the interval includes zero.
 COLOURS = {"gain": "#0072B2", "loss": "#D55E00", "not shown": "#8A8A8A"}
@@ -39,84 +34,6 @@ MARKS = {"gain": "^", "loss": "v", "not shown": "s"}
 INK = "#222222"
 LEGEND = "blue, up: gain; orange, down: loss; grey square: the interval includes zero; large: mean over the hosts"
 OUTCOMES = {"gain": "a gain", "loss": "a loss", "not shown": "no gain is shown"}
-NOT_RUN, NOT_MEASURED = "not yet run", "not measured"
-COMMAND = "python benchmarks/boost_study.py --data PHOTOS --masks MASKS --out STUDY"
-FILES = {
-    "all metrics": "table.md",
-    "JSON": "result.json",
-    "curves": "curves.png",
-    "differences": "forest.png",
-    "images": "panels.png",
-    "features": "inspect/features.png",
-}
-
-
-class Study:
-    """A ``boost_study.json`` with its rows by what they are about."""
-
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        protocol = content["protocol"]
-        self.hosts = [each["name"] for each in protocol["hosts"]]
-        self.regimes = list(protocol["regimes"])
-        self.pairs = len(protocol.get("settings", {}).get("seeds", ()))
-        self.cells = {(each["host"], each["regime"]): each for each in content["cells"]}
-        names = ("regime", "arm", "comparison", "metric", "bin")
-        self.rows = {(row["host"], *(row[name] for name in names)): row for row in content["rows"]}
-        self.means = {
-            tuple(row[name] for name in names): {**row, "pairs": len(row["hosts"])} for row in content["overall"]
-        }
-
-    def run(self) -> list[tuple[str, str]]:
-        """Return host and regime of every cell that has been run, host by host."""
-        return [(host, regime) for host in self.hosts for regime in self.regimes if (host, regime) in self.cells]
-
-    def row(
-        self,
-        host: str | None,
-        regime: str,
-        comparison: str,
-        metric: str = "hole_psnr",
-        name: str = "all",
-        *,
-        arm: str = WHOLE,
-    ) -> Any:
-        """Return a row of a cell, or that of the mean over the hosts; ``None`` where nothing is measured."""
-        key = (regime, arm, comparison, metric, name)
-        return self.means.get(key) if host is None else self.rows.get((host, *key))
-
-    def averaged(self, regime: str, comparison: str = "steps", *, arm: str = WHOLE) -> bool:
-        """Tell whether there is a mean over more than half of the hosts: one over few says nothing of the others."""
-        row = self.row(None, regime, comparison, arm=arm)
-        return row is not None and row["pairs"] > len(self.hosts) / 2
-
-
-def outcome(row: Mapping[str, Any]) -> str:
-    """Return gain, loss or not shown, with the direction of the metric taken into account."""
-    found = verdict(interval_of(row))
-    return {"gain": "loss", "loss": "gain"}.get(found, found) if METRIC_FORMATS[row["metric"]][2] < 0 else found
-
-
-def difference(row: Mapping[str, Any] | None) -> str:
-    """Write a difference with its interval, bold where that excludes zero."""
-    if row is None:
-        return NOT_MEASURED
-    digits = METRIC_FORMATS[row["metric"]][1]
-    text = f"{row['mean']:+.{digits}f}"
-    if row["low"] is not None:
-        text += f" [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
-    return text if outcome(row) == "not shown" else f"**{text}**"
-
-
-def value(row: Mapping[str, Any] | None, key: str) -> str:
-    """Write the mean of an arm."""
-    return NOT_MEASURED if row is None else f"{row[key]:.{METRIC_FORMATS[row['metric']][1]}f}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    """Write a table in Markdown, the first columns aligned left; rows that are cut short are filled up."""
-    full = [(*row, *[""] * (len(head) - len(row))) for row in rows]
-    rule = "|" + "---|" * left + "--:|" * (len(head) - left)
-    return "\n".join([f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in full)])
 
 
 def both(study: Study, host: str | None, regime: str) -> str:
@@ -182,61 +99,6 @@ def headline(study: Study) -> str:
     return f"{text}\n\n{NOT_RUN.capitalize()}: {absent}." if absent else text
 
 
-def bins(study: Study) -> str:
-    """Write the differences in hole PSNR by hole ratio, and how much more the largest holes gain than the smallest."""
-    names = ("all", *BIN_NAMES)
-    heads = ["all", *(f"{name}%" for name in BIN_NAMES), f"{BIN_NAMES[-1]}% minus {BIN_NAMES[0]}%"]
-    return by_column(study, [("hole_psnr", name) for name in names], heads, large_holes)
-
-
-def large_holes(study: Study, host: str, regime: str, comparison: str) -> str:
-    """Write what a cell's largest holes gain more than its smallest, seed by seed."""
-    small, large = (study.row(host, regime, comparison, "hole_psnr", name) for name in (BIN_NAMES[0], BIN_NAMES[-1]))
-    if small is None or large is None:
-        return difference(None)
-    return between(large, paired_interval(small["differences"], large["differences"]))
-
-
-def between(row: Mapping[str, Any], interval: Interval) -> str:
-    """Write another interval of a row's metric; of one pair it has no bounds."""
-    low, high = (None if math.isnan(bound) else bound for bound in (interval.low, interval.high))
-    return difference({**row, "pairs": interval.pairs, "mean": interval.mean, "low": low, "high": high})
-
-
-def lacking(study: Study) -> str:
-    """Write the differences as shares of what a host lacks to the best one on the page, by hole ratio.
-
-    Rows of the best one, and of a host that lacks nothing in holes of some ratio, are left out.
-    """
-    names = ("all", *BIN_NAMES)
-    scores = {place: row["arm_mean"] for place in study.run() if (row := study.row(*place, "steps")) is not None}
-    best = max(scores, key=lambda place: scores[place], default=("", ""))
-    rows: list[Sequence[str]] = []
-    for (host, regime), (comparison, label) in itertools.product(study.run(), COMPARISON_LABELS.items()):
-        found = [
-            (study.row(host, regime, comparison, name=name), study.row(*best, "steps", name=name)) for name in names
-        ]
-        gaps = [there["arm_mean"] - row["baseline_mean"] for row, there in found if row and there]
-        if host == best[0] or len(gaps) < len(names) or min(gaps) <= 0:
-            continue
-        shares = [[each / gap for each in row["differences"]] for (row, _), gap in zip(found, gaps, strict=True)]
-        more = percent(paired_interval(shares[1], shares[-1]))
-        rows.append((host, regime, label, *(f"{statistics.fmean(share):.0%}" for share in shares), more))
-    if not rows:
-        return f"{NOT_RUN.capitalize()}."
-    heads = ("all", *(f"{name}%" for name in BIN_NAMES), f"{BIN_NAMES[-1]}% minus {BIN_NAMES[0]}% (points)")
-    head = f"The best is {best[0]} in `{best[1]}`, with distillation."
-    return f"{head}\n\n{table(('host', 'regime', 'at', *heads), rows, 3)}"
-
-
-def percent(interval: Interval) -> str:
-    """Write an interval in percentage points, bold where it excludes zero."""
-    text = f"{100 * interval.mean:+.0f}"
-    if not math.isnan(interval.low):
-        text += f" [{100 * interval.low:+.0f}, {100 * interval.high:+.0f}]"
-    return text if verdict(interval) == "not shown" else f"**{text}**"
-
-
 def later(study: Study) -> str:
     """Write what the first pairs of a cell show and what those do that its host was given beyond the protocol's."""
     rows: list[Sequence[str]] = []
@@ -250,90 +112,22 @@ def later(study: Study) -> str:
     return table(("host", "regime", "at", *heads), rows, 3) if rows else f"{NOT_RUN.capitalize()}."
 
 
-def metrics(study: Study) -> str:
-    """Write the differences in the other metrics over all holes."""
-    others = [name for name in METRIC_FORMATS if name != "hole_psnr"]
-    return by_column(study, [(name, "all") for name in others], [METRIC_FORMATS[name][0] for name in others])
-
-
-def by_column(
-    study: Study,
-    columns: Sequence[tuple[str, str]],
-    heads: Sequence[str],
-    *further: Callable[[Study, str, str, str], str],
-) -> str:
-    """Write a row per cell and comparison, a column per metric and bin, and further ones."""
+def ratios(study: Study) -> str:
+    """Write the means over the hosts by hole ratio, and how much more the largest holes gain than the smallest."""
+    names = ("all", *BIN_NAMES)
     rows: list[Sequence[str]] = []
-    for host, regime in study.run():
-        for comparison, label in COMPARISON_LABELS.items():
-            cells = [difference(study.row(host, regime, comparison, *column)) for column in columns]
-            cells += [write(study, host, regime, comparison) for write in further]
-            rows.append((host, regime, label, *cells))
-    return table(("host", "regime", "at", *heads), rows, 3)
-
-
-def training(study: Study, results: Path) -> str:
-    """Write how each host was trained, and whether it had learned all it could."""
-    rows: list[Sequence[str]] = []
-    notes: dict[str, list[str]] = {}
-    for host, regime in study.run():
-        cell = study.cells[host, regime]
-        tried = ", ".join(f"{trial['lr']:g}" for trial in cell["tuning"])
-        flat = [cell["flatness"][key] for key in ("last_fifth", "longer")]
-        stuck = ", ".join(f"{run['arm']} seed {run['seed']}" for run in cell["stuck"]) or "none"
-        facts = (
-            f"{cell['parameters']:,}",
-            f"{cell['steps']:,} x {cell['settings']['batch']}",
-            f"{cell['lr']:g} of {tried}",
+    for regime, (comparison, label) in itertools.product(study.regimes, COMPARISON_LABELS.items()):
+        own = [study.row(None, regime, comparison, name=name) for name in names]
+        if not study.averaged(regime, comparison) or None in own:
+            continue
+        small, large = (
+            [study.row(host, regime, comparison, name=name)["mean"] for host in own[0]["hosts"]]
+            for name in (BIN_NAMES[0], BIN_NAMES[-1])
         )
-        changes = [NOT_MEASURED if each is None else f"{each:+.2f}" for each in flat]
-        rows.append((host, regime, *facts, *changes, given_back(results / folder_of(host, regime)), stuck))
-        departs = [f"{key} is {found}, not {asked}" for key, (asked, found) in cell["departures"].items()]
-        others = [text for text in cell["warnings"] if not text.endswith("(stuck)")]  # those have their column
-        for text in (*departs, *others):
-            # Without the numbers of each cell, which have their columns: what is said of several is said once.
-            notes.setdefault(re.sub(r" \([^)]*\d[^)]*\)", "", text), []).append(f"{host}, {regime}")
-    head = (
-        "host",
-        "regime",
-        "parameters",
-        "steps x batch",
-        "learning rate",
-        "last fifth (dB)",
-        "longer (dB)",
-        "known luma, chroma",
-        "stuck runs",
-    )
-    everywhere = len(rows)
-    lines = [f"- {'every cell' if len(c) == everywhere > 1 else '; '.join(c)}: {text}" for text, c in notes.items()]
-    return table(head, rows, 2) + "".join(f"\n{line}" for line in ["", *lines] if lines)
-
-
-def folder_of(host: str, regime: str) -> str:
-    """Return where the files of a cell lie, below the results."""
-    return f"boost-study/{host}-{regime}"
-
-
-def given_back(folder: Path) -> str:
-    """Write the shares of the known pixels' luma and chroma that the host alone gives back, as ``inspect`` found."""
-    file = folder / "inspect" / "inspect.json"
-    found = json.loads(file.read_text(encoding="utf-8")).get("explained") if file.exists() else None
-    if found is None:
-        return NOT_MEASURED
-    shares = (found["known"][part]["mean"][BARE] for part in PARTS)
-    return ", ".join(NOT_MEASURED if share is None else f"{share:.2f}" for share in shares)
-
-
-def speed(study: Study) -> str:
-    """Write when the distilled host comes to the bare host's final score."""
-    rows: list[Sequence[str]] = []
-    for host, regime in study.run():
-        seeds = study.cells[host, regime]["steps_to_bare"]
-        shares = [each["ratio"] for each in seeds if each["ratio"] is not None]
-        each = ", ".join("never" if seed["ratio"] is None else f"{seed['ratio']:.0%}" for seed in seeds)
-        median = f"{statistics.median(shares):.0%}" if len(shares) == len(seeds) and shares else "-"
-        rows.append((host, regime, f"{len(shares)} of {len(seeds)}", median, each))
-    return table(("host", "regime", "seeds that reach it", "median of the steps", "seed by seed"), rows, 2)
+        more = between(own[0], paired_interval(small, large))
+        rows.append((f"{own[0]['pairs']} hosts", regime, label, *map(difference, own), more))
+    heads = ("all", *(f"{name}%" for name in BIN_NAMES), f"{BIN_NAMES[-1]}% minus {BIN_NAMES[0]}%")
+    return table(("mean of", "regime", "at", *heads), rows, 3) if rows else f"{NOT_RUN.capitalize()}."
 
 
 def parts(study: Study) -> str:
@@ -393,19 +187,6 @@ def filled(study: Study) -> str:
             rows.append((host, *(value(row, key) for row in found for key in ("baseline_mean", "arm_mean"))))
     heads = [f"{hole}, {arm}" for hole in ("emptied", "interpolated") for arm in ("host alone", "with distillation")]
     return table(("host", *heads), rows, 1) if rows else f"{NOT_RUN.capitalize()}."
-
-
-def repeat(study: Study, results: Path) -> str:
-    """Write the command of each cell, and links to what lies of it."""
-    rows = []
-    for host, regime in study.run():
-        cell, folder = study.cells[host, regime], folder_of(host, regime)
-        links = [
-            f"[{name}](results/{folder}/{file})" for name, file in FILES.items() if (results / folder / file).exists()
-        ]
-        seeds = f" --seeds {len(cell['seeds'])}" if "seeds" in cell["departures"] else ""
-        rows.append((host, regime, f"`{COMMAND} --hosts {host} --regimes {regime}{seeds}`", ", ".join(links)))
-    return table(("host", "regime", "command", "files"), rows, 4)
 
 
 def short(study: Study) -> str:
@@ -508,19 +289,16 @@ def insert(file: Path, blocks: Mapping[str, str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the picture, the page and the README's block."""
+    """Write the picture, both pages and the README's block."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="folder of README.md and docs")
     root = parser.parse_args(arguments).root
     results = root / "docs" / "results"
     study = Study(json.loads((results / "boost_study.json").read_text(encoding="utf-8")))
     forest(study, results / "boost_study.png")
-    made = {
-        write.__name__: write(study)
-        for write in (headline, later, bins, lacking, metrics, speed, parts, control, filled)
-    }
-    made |= {write.__name__: write(study, results) for write in (training, repeat)}
-    insert(root / "docs" / "boost.md", made)
+    page = {write.__name__: write(study) for write in (headline, later, ratios, parts, control, filled)}
+    insert(root / "docs" / "boost.md", page)
+    insert(root / "docs" / "boost_cells.md", boost_cells.tables(study, results))
     insert(root / "README.md", {"results": short(study)})
 
 

@@ -24,11 +24,11 @@ from records import load_records, picture
 from inpaint_distill.host.attention_discovery import find_attention
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.discovery import choose_encoder, find_encoders
+from inpaint_distill.host.dry_run import trace_call, without_training_only
 from inpaint_distill.host.guard import untouched
 from inpaint_distill.host.named_stages import named_stages
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.taps import FeatureTaps
-from inpaint_distill.host.trace import trace_call, without_training_only
 from inpaint_distill.host.tree import tensors
 
 if TYPE_CHECKING:

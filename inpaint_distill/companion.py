@@ -11,6 +11,7 @@ import torch
 from inpaint_distill.distributed import average_
 from inpaint_distill.errors import OptimizerError, OptimizerWarning
 from inpaint_distill.host.trace import RESERVED
+from inpaint_distill.state import moments, set_moments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -114,29 +115,15 @@ class CompanionOptimizer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the moments, as tensors and JSON values."""
-        tensors: dict[str, Tensor] = {}
-        values: dict[str, Any] = {}
-        for index, parameter in enumerate(self.parameters):
-            for key, value in (self.inner.state.get(parameter, {}) if self.inner else {}).items():
-                (tensors if isinstance(value, torch.Tensor) else values)[f"{index}.{key}"] = value
-        return tensors, values
+        return moments(self.inner, self._numbered)
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take the moments back."""
-        if self.inner is not None:
-            self.inner.state.clear()
-            for name, value in {**tensors, **values}.items():
-                index, _, key = name.partition(".")
-                parameter = self.parameters[int(index)]
-                if isinstance(value, torch.Tensor) and (value.ndim > 0 or self._counts_on_device):
-                    value = value.to(parameter.device)
-                self.inner.state[parameter][key] = value
+        set_moments(self.inner, self._numbered, {**tensors, **values})
 
     @property
-    def _counts_on_device(self) -> bool:
-        """Whether steps are counted beside the parameters, for a fused or captured step; else on the CPU."""
-        groups = self.inner.param_groups if self.inner else []
-        return any(group.get(key) for group in groups for key in ("capturable", "fused"))
+    def _numbered(self) -> dict[str, nn.Parameter]:
+        return {str(index): parameter for index, parameter in enumerate(self.parameters)}
 
 
 def _alike(model: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:

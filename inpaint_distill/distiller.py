@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from inpaint_distill.companion import CompanionOptimizer, adopt, disown
-from inpaint_distill.config import Config, from_dict, to_dict
 from inpaint_distill.distributed import Processes
-from inpaint_distill.errors import CaptureError, ConfigError, PlanError, ReplayError, StateError
+from inpaint_distill.errors import CaptureError, PlanError, ReplayError, StateError
 from inpaint_distill.host.adapted import derive
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.compiling import AroundCompiled, EagerForward, is_compiled_in_place, uncompiled
@@ -24,8 +23,8 @@ from inpaint_distill.host.taps import MethodHook, Placed, remove_with
 from inpaint_distill.host.tree import tensors
 from inpaint_distill.host.watch import Views, Watch
 from inpaint_distill.host.wrappers import check_whole, unwrap
-from inpaint_distill.inject import inject
-from inpaint_distill.injection import Injected, check_unlisted, injected, spec_in
+from inpaint_distill.inject import inject, inject_saved
+from inpaint_distill.injection import check_unlisted, injected
 from inpaint_distill.inputs import check_complete, check_shapes, check_values
 from inpaint_distill.lookahead.host_problem import HostProblem
 from inpaint_distill.lookahead.lookahead import Lookahead
@@ -35,7 +34,8 @@ from inpaint_distill.losses.screen import Screen
 from inpaint_distill.losses.terms import Terms
 from inpaint_distill.networks.meta import meta_parameters
 from inpaint_distill.plan import Plan, Wanted, plan_call, plan_images
-from inpaint_distill.state import Stateful, pack, read_state, unpack, write_state
+from inpaint_distill.saved import SavedDistiller
+from inpaint_distill.state import Stateful, pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,9 +45,11 @@ if TYPE_CHECKING:
     from torch.autograd.graph import GradientEdge
     from typing_extensions import Self
 
+    from inpaint_distill.config import Config
     from inpaint_distill.host.replay import Recipe
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.host.watch import Place
+    from inpaint_distill.injection import Injected
     from inpaint_distill.lookahead.host_problem import Batch, InpaintingLoss
     from inpaint_distill.teachers.base import Teacher
 
@@ -99,7 +101,7 @@ class Distiller:
         self._planned: Plan | None = None  # before anything was added to it
         self._place = module_place(self._host)  # of the host, when all this was built
         self._recipe: Recipe | None = None
-        self._pending: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self._pending: SavedDistiller | None = None
         self._forwards = Forwards()
         self._injects_anew = False
         self._guessed = False  # how the host is called, when it was planned
@@ -245,11 +247,15 @@ class Distiller:
                 f"to save the distiller to {path}", "the host has not run yet", "save after the first step"
             )
         tensors, values = pack(self._parts)
-        meta = {"step": self._step, "config": to_dict(self.config), "stages": [stage.label for stage in self._stages]}
-        meta["teacher"] = self._teacher.kind
-        if self._injected is not None:
-            meta["injected"] = self._injected.to_spec()
-        write_state(path, tensors, {"kind": "distiller", **meta, "parts": values})
+        SavedDistiller(
+            step=self._step,
+            config=self.config,
+            stages=[stage.label for stage in self._stages],
+            tensors=tensors,
+            parts=values,
+            teacher=self._teacher.kind,
+            injected=self._injected.to_spec() if self._injected is not None else None,
+        ).write(path)
 
     def load(self, path: str | Path) -> None:
         """Take a saved state back; before the host's first forward it is kept until then.
@@ -257,30 +263,13 @@ class Distiller:
         Raises:
             StateError: The file cannot be read, or was saved from other settings, stages or another kind of teacher.
         """
-        tensors, values = read_state(path)
-        if values.get("kind") != "distiller":
-            raise StateError(f"the distiller saved in {path}", "a host", "load it with load_host()")
-        for key, kind in (("config", dict), ("step", int), ("stages", list), ("parts", dict)):
-            if not isinstance(values.get(key), kind):
-                fix = "give a file written by Distiller.save()"
-                raise StateError(f"the distiller saved in {path}", f"{key} = {values.get(key)!r:.100}", fix)
-        try:
-            saved, own = to_dict(from_dict(Config, values["config"])), to_dict(self.config)
-        except ConfigError as error:
-            found = f"{error.asked}: {error.found}"
-            raise StateError(f"the distiller saved in {path}", found, "use the version that saved it") from None
-        if changed := [key for key in own if saved[key] != own[key]]:
-            found = f"saved with other settings of {', '.join(changed)}"
-            raise StateError(f"the distiller saved in {path}", found, "attach with the configuration it was saved with")
-        kind = values.get("teacher", self._teacher.kind)  # earlier versions did not write it
-        if kind != self._teacher.kind:
-            found = f"saved with a teacher of kind {kind!r:.100}; this is {self._teacher.kind!r}"
-            raise StateError(f"the distiller saved in {path}", found, "attach with the teacher it was saved with")
+        saved = SavedDistiller.read(path)
+        saved.check(path, self.config, self._teacher.kind)
         if self.plan is None:
-            self._pending = (tensors, values)
+            self._pending = saved
         else:
-            self._restore(tensors, values)
-        self._step = values["step"]
+            self._restore(saved)
+        self._step = saved.step
 
     # -- what the hooks call -------------------------------------------------------------------------------------
 
@@ -290,8 +279,7 @@ class Distiller:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if runs_again():
             return None
-        unplanned = self._watch is None and (self.config.fusion or self._composer.active(self._step))
-        if self._paused or not (self._composer.due(self._step) or self._seeks_hole or unplanned):
+        if self._paused or not self._wants_forward:
             return None
         if not torch.is_grad_enabled():
             self._ran_without_grad = True
@@ -301,15 +289,7 @@ class Distiller:
         late = self._watch is None or self._place != module_place(self._host)
         fresh = late and injected(self._host) is None
         if late:
-            try:
-                with self.paused():
-                    if self._planned is None:
-                        self._prepare(plan_call(self._host, call, self._wanted))
-                    else:
-                        self._build_anew(self._planned)
-            except BaseException:
-                self.undo()
-                raise
+            self._build(call)
             if self._injected is not None:  # its own hooks on the root came too late for this forward
                 self._injected.begin(args, kwargs)
         self._settle_image(call)
@@ -352,21 +332,8 @@ class Distiller:
 
     def _before_load(self, state: dict[str, Any], prefix: str, *_: Any) -> None:
         """Inject what the weights about to be loaded were saved with, if nothing has been injected yet."""
-        spec = None if injected(self._host) is not None else spec_in(state, prefix)
-        if spec is None:
-            return
-        asked = "to load weights with injected blocks into a host without any"
-        if self.plan is not None:
-            raise StateError(asked, "a host that is trained without them", "load them before the host's first step")
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            fix = "load them by load_host() before attach() and before the host is wrapped"
-            raise StateError(asked, "several processes, which may have listed its parameters", fix)
-        try:
-            own = Injected.from_spec(self._host, spec)
-        except (LookupError, TypeError, AttributeError) as error:
-            found = f"{type(error).__name__}: {error}"
-            raise StateError(asked, found, "load them into the host they were saved from") from None
-        if self._optimizer is not None:
+        own = inject_saved(self._host, state, prefix, planned=self.plan is not None)
+        if own is not None and self._optimizer is not None:
             adopt(self._optimizer, self._host, own)
 
     # -- how it is built -----------------------------------------------------------------------------------------
@@ -433,7 +400,19 @@ class Distiller:
         self.plan = dataclasses.replace(plan, teacher=self._teacher.describe(), added=tuple(added), injected=inserted)
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            self._restore(*pending)
+            self._restore(pending)
+
+    def _build(self, call: HostCall) -> None:
+        """Build all of it beside a host that is about to run, or, where it has been moved since, all of it anew."""
+        try:
+            with self.paused():
+                if self._planned is None:
+                    self._prepare(plan_call(self._host, call, self._wanted))
+                else:
+                    self._build_anew(self._planned)
+        except BaseException:
+            self.undo()
+            raise
 
     def _build_anew(self, plan: Plan) -> None:
         """Build the same again, with all that it has learned, beside a host that has been moved since.
@@ -450,20 +429,9 @@ class Distiller:
         unpack(self._parts, *state)
         self._recipe = None
 
-    def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        labels = [stage.label for stage in self._stages]
-        asked, fix = "a saved distiller", "load it into the host it was saved from"
-        if values["stages"] != labels:
-            found = f"saved from stages {', '.join(map(str, values['stages']))}; these are {', '.join(labels)}"
-            raise StateError(asked, found, fix)
-        source = None
-        if self._injected is not None:
-            try:
-                source = Injected.read_source(values["injected"])
-            except (LookupError, TypeError) as error:
-                found = f"no blocks that can be read ({type(error).__name__}: {error})"
-                raise StateError(asked, found, fix) from None
-        unpack(self._parts, tensors, values["parts"])
+    def _restore(self, saved: SavedDistiller) -> None:
+        source = saved.check_host([stage.label for stage in self._stages], blocks=self._injected is not None)
+        unpack(self._parts, saved.tensors, saved.parts)
         if self._injected is not None:
             self._injected.source = source
 
@@ -512,10 +480,9 @@ class Distiller:
         if self._terms.needs_teacher:
             # As the host ran, also where loss() is called outside the autocast.
             with torch.autocast(image.device.type, dtype=forward.autocast, enabled=forward.autocast is not None):
-                teacher = self._teacher.views(*self._teacher_call(call, image))
+                teacher = self._teacher.views(self._teacher_call(call, image), image)
         with torch.autocast(image.device.type, enabled=False):
-            for views in (student, teacher):
-                views.features = [feature.float() for feature in views.features]
+            student, teacher = student.float32(), teacher.float32()
             hole = mask.float().expand(image.shape[0], -1, -1, -1)
             terms = self._screen.values(self._terms(*self._screen.views(student, teacher), hole), self._step)
             if checked:
@@ -579,11 +546,11 @@ class Distiller:
             self._injected.source = source
         return self._recipe
 
-    def _teacher_call(self, call: HostCall, image: Tensor) -> tuple[HostCall, Tensor]:
-        """Return the host's own call with the complete image and an empty hole, and that image."""
+    def _teacher_call(self, call: HostCall, image: Tensor) -> HostCall:
+        """Return the host's own call with the complete image and an empty hole."""
         if self._recipe is None:
             raise ReplayError("the teacher's call", "a host that has not run yet", "call the host, then loss()")
-        return self._recipe.apply(call, image), image
+        return self._recipe.apply(call, image)
 
     def _forget(self) -> None:
         """Forget the forwards whose loss has not been asked for."""
@@ -647,8 +614,7 @@ class Distiller:
         teacher = Views()
         if self._terms.needs_teacher:
             with first.cast():
-                teacher = self._teacher.look(*self._teacher_call(first.call, first.image))
-        teacher.features = [feature.float() for feature in teacher.features]
+                teacher = self._teacher.look(self._teacher_call(first.call, first.image), first.image)
         return HostProblem(
             host=self._host,
             stages=self._stages,
@@ -656,11 +622,17 @@ class Distiller:
             terms=self._terms.each,
             factors=self._composer.factors(),
             first=first,
-            teacher=teacher,
+            teacher=teacher.float32(),
             second=second,
             recipe=self._recipe,
             inpainting_loss=self._inpainting_loss,
         )
+
+    @property
+    def _wants_forward(self) -> bool:
+        """Whether a forward in this step is to be seen: for a loss, to find the hole, or to plan."""
+        unplanned = self._watch is None and (self.config.fusion or self._composer.active(self._step))
+        return self._composer.due(self._step) or self._seeks_hole or unplanned
 
     @property
     def _stages(self) -> tuple[Stage, ...]:

@@ -1,18 +1,20 @@
-"""Inject what a configuration asks for into a host, where a plan says."""
+"""Inject into a host what a configuration asks for, where a plan says, or what its weights were saved with."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from inpaint_distill.errors import PlanError
+from torch import distributed
+
+from inpaint_distill.errors import PlanError, StateError
 from inpaint_distill.host.attention import AttentionSite
 from inpaint_distill.host.trace import RESERVED
-from inpaint_distill.injection import KINDS, Injected, completion_kind, injected, kind_of
+from inpaint_distill.injection import KINDS, Injected, completion_kind, injected, kind_of, spec_in
 from inpaint_distill.networks.completion import CompletionBlock
 from inpaint_distill.networks.fusion import GlobalLocalAttention
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.plan import Plan
 
-__all__ = ["completion_stages", "inject"]
+__all__ = ["completion_stages", "inject", "inject_saved"]
 
 
 def inject(
@@ -72,6 +74,37 @@ def inject(
             )
     site = _attention_site(own) if tap else None
     return own, (*plan.attention, site) if site else plan.attention
+
+
+def inject_saved(host: nn.Module, state: Mapping[str, Any], prefix: str = "", *, planned: bool) -> Injected | None:
+    """Inject what the weights about to be loaded were saved with, unless the host has it already.
+
+    Args:
+        host: The model.
+        state: The weights, with a description of the blocks among them.
+        prefix: What stands before the host's own names.
+        planned: The host is trained without blocks by now.
+
+    Returns:
+        What has been injected; ``None`` where nothing had to be.
+
+    Raises:
+        StateError: The blocks come too late, or cannot be built on this host.
+    """
+    spec = None if injected(host) is not None else spec_in(state, prefix)
+    if spec is None:
+        return None
+    asked = "to load weights with injected blocks into a host without any"
+    if planned:
+        raise StateError(asked, "a host that is trained without them", "load them before the host's first step")
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        fix = "load them by load_host() before attach() and before the host is wrapped"
+        raise StateError(asked, "several processes, which may have listed its parameters", fix)
+    try:
+        return Injected.from_spec(host, spec)
+    except (LookupError, TypeError, AttributeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise StateError(asked, found, "load them into the host they were saved from") from None
 
 
 def completion_stages(stages: Sequence[Stage], config: Config, image_size: tuple[int, int]) -> list[Stage]:

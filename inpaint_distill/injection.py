@@ -18,6 +18,7 @@ from inpaint_distill.host.guard import forked_rng, runs_again
 from inpaint_distill.host.hole import HoleSource
 from inpaint_distill.host.image_source import ImageSource
 from inpaint_distill.host.stage import Stage
+from inpaint_distill.host.taps import take_off
 from inpaint_distill.host.trace import RESERVED
 from inpaint_distill.networks.completion import CompletionBlock
 from inpaint_distill.networks.fusion import GlobalLocalAttention
@@ -116,12 +117,7 @@ class Injected(nn.Module):
     def remove(self, host: nn.Module) -> None:
         """Take everything off the host."""
         for module in host.modules():
-            # By the hooks themselves: handles that were kept would not be those of a copy of the host.
-            for hooks in (module._forward_pre_hooks, module._forward_hooks):
-                for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook) and hook.own is self]:
-                    del hooks[key]
-                    for options in (module._forward_pre_hooks_with_kwargs, module._forward_hooks_always_called):
-                        options.pop(key, None)
+            take_off(module, lambda hook: isinstance(hook, _Hook) and hook.own is self)
         if getattr(host, RESERVED, None) is self:
             delattr(host, RESERVED)
 

@@ -15,11 +15,11 @@ from inpaint_distill.host.attention_choice import choose_attention, named_attent
 from inpaint_distill.host.attention_discovery import find_attention
 from inpaint_distill.host.conventions import find_convention
 from inpaint_distill.host.discovery import choose_encoder, find_encoders, span_of
+from inpaint_distill.host.dry_run import trace_call, trace_sizes, watched_calls, without_training_only
 from inpaint_distill.host.guard import module_device
 from inpaint_distill.host.image_source import Found, find_image
 from inpaint_distill.host.named_stages import named_stages
 from inpaint_distill.host.stage import token_grid
-from inpaint_distill.host.trace import trace_call, trace_sizes, watched_calls, without_training_only
 from inpaint_distill.host.tree import format_path
 from inpaint_distill.host.wrappers import name_inside, unwrap
 from inpaint_distill.inputs import check_host, check_shapes, check_values

@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Stateful", "from_plain", "is_ours", "pack", "read_state", "to_plain", "unpack", "write_state"]
+__all__ = [
+    "Stateful",
+    "from_plain",
+    "is_ours",
+    "moments",
+    "pack",
+    "read_state",
+    "set_moments",
+    "to_plain",
+    "unpack",
+    "write_state",
+]
 
 _FORMAT = "inpaint_distill/2"
 _UNCHECKED = "inpaint_distill/1"  # as the first version wrote it, without a checksum
@@ -130,6 +141,44 @@ def _give(parts: Mapping[str, Stateful], tensors: Mapping[str, Tensor], values: 
     for name, part in parts.items():
         own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
         part.load(own, values[name])
+
+
+def moments(
+    optimizer: torch.optim.Optimizer | None, parameters: Mapping[str, Tensor], separator: str = "."
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what an optimizer keeps of named parameters, as tensors and JSON values, for :func:`set_moments`."""
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        for key, value in (optimizer.state.get(parameter, {}) if optimizer is not None else {}).items():
+            (tensors if isinstance(value, torch.Tensor) else values)[f"{name}{separator}{key}"] = value
+    return tensors, values
+
+
+def set_moments(
+    optimizer: torch.optim.Optimizer | None,
+    parameters: Mapping[str, Tensor],
+    kept: Mapping[str, Any],
+    separator: str = ".",
+) -> None:
+    """Take what :func:`moments` returned back, in place of whatever the optimizer keeps.
+
+    Raises:
+        KeyError: It is of a parameter that is not there.
+    """
+    if optimizer is None:
+        return
+    # Steps are counted beside the parameters for a fused or captured step, else on the CPU.
+    counts_on_device = any(group.get(key) for group in optimizer.param_groups for key in ("capturable", "fused"))
+    optimizer.state.clear()
+    for name, value in kept.items():
+        owner, _, key = name.rpartition(separator)
+        parameter = parameters[owner]
+        if isinstance(value, torch.Tensor) and value.ndim:  # as torch's own load_state_dict() does
+            value = value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
+        elif isinstance(value, torch.Tensor) and counts_on_device:
+            value = value.to(parameter.device)
+        optimizer.state[parameter][key] = value
 
 
 def is_ours(path: str | Path) -> bool:

@@ -45,6 +45,12 @@ PROTOCOL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def siblings(monkeypatch):
+    """Scripts find each other, as where they are called by their path."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
 def call(script, *arguments):
     return runpy.run_path(str(ROOT / "benchmarks" / script))["main"]([str(each) for each in arguments])
 
@@ -243,11 +249,13 @@ def make_page(study, root):
     results = root / "docs" / "results"
     (results / "boost-study" / "narrow-small").mkdir(parents=True, exist_ok=True)
     (results / "boost-study" / "narrow-small" / "curves.png").touch()
-    shutil.copy(ROOT / "docs" / "boost.md", root / "docs")
+    pages = [root / "docs" / name for name in ("boost.md", "boost_cells.md")]
+    for page in pages:
+        shutil.copy(ROOT / "docs" / page.name, page)
     shutil.copy(ROOT / "README.md", root)
     (results / "boost_study.json").write_text(json.dumps(study))
     call("boost_page.py", "--root", root)
-    return (root / "docs" / "boost.md").read_text(), (root / "README.md").read_text()
+    return "".join(page.read_text() for page in pages), (root / "README.md").read_text()
 
 
 def block(text, name):
@@ -290,6 +298,26 @@ def test_what_the_largest_holes_gain_more_than_the_smallest_is_taken_seed_by_see
     assert cells_of(page, "bins", "wide", "small", "equal wall-clock")[-1] == "not measured"
 
 
+def test_the_means_by_hole_ratio_set_the_largest_holes_against_the_smallest_host_by_host(study, tmp_path):
+    gains = {"all": (0.2, 0.4), "10-20": (0.1, 0.2), "20-30": (0, 0), "30-40": (0, 0), "40-50": (0.2, 0.5)}
+    row = find(study["rows"], host="wide", arm="distilled", comparison="steps", metric="hole_psnr", bin="all")
+    each = [
+        {**row, "host": host, "bin": name, "mean": mean}
+        for name, means in gains.items()
+        for host, mean in zip(("narrow", "wide"), means, strict=True)
+    ]
+    means = [
+        {**row, "hosts": ["narrow", "wide"], "bin": name, "mean": sum(both) / 2, "low": -1.0, "high": 1.0}
+        for name, both in gains.items()
+    ]
+    page, _ = make_page({**study, "rows": each, "overall": means}, tmp_path)
+    cells = cells_of(page, "ratios", "2 hosts", "small", "equal steps")
+    half = scipy.stats.t.ppf(0.975, 1) * 0.1
+    assert cells[3:5] == ["+0.30 [-1.00, +1.00]", "+0.15 [-1.00, +1.00]"]
+    assert cells[-1] == f"+0.20 [{0.2 - half:+.2f}, {0.2 + half:+.2f}]"
+    assert "equal wall-clock" not in block(page, "ratios"), "of which there is no mean"
+
+
 def test_pairs_that_were_added_stand_by_themselves(study, tmp_path):
     wanted = {"host": "wide", "regime": "small", "arm": "distilled", "comparison": "steps", "metric": "hole_psnr"}
     row = find(study["rows"], **wanted, bin="all")
@@ -310,7 +338,7 @@ def test_what_is_gained_is_set_against_what_the_best_host_has_more(study, tmp_pa
     narrow = [{**row, "bin": name, "baseline_mean": 10, "arm_mean": 11, "differences": d} for name, d in gains.items()]
     wide = [{**each, "host": "wide", "baseline_mean": 13, "arm_mean": 15} for each in narrow]
     page, _ = make_page({**study, "rows": [*narrow, *wide]}, tmp_path)
-    assert "The best is wide in `small`, with distillation." in block(page, "lacking")
+    assert "The best is wide in `small`, with block and distillation." in block(page, "lacking")
     assert "| wide |" not in block(page, "lacking")
     cells = cells_of(page, "lacking", "narrow", "small", "equal steps")
     assert cells[3:8] == ["30%", "15%", "20%", "20%", "50%"]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from inpaint_distill.host.call import HostCall
-from inpaint_distill.host.replay import Recipe, derive_recipe, find_hole
+from inpaint_distill.host.explain import derive_recipe, find_hole
+from inpaint_distill.host.replay import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

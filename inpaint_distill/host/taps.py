@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from inpaint_distill.host.stage import Stage
 
-__all__ = ["FeatureTaps", "Hook", "MethodHook", "Placed", "StopForward", "remove_with"]
+__all__ = ["FeatureTaps", "Hook", "MethodHook", "Placed", "StopForward", "remove_with", "take_off"]
 
 
 class StopForward(BaseException):
@@ -83,20 +83,24 @@ class Placed:
     def remove(self) -> None:
         """Take the hook off, if it is there."""
         module = self._module()
-        if module is None:
-            return
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if hook is self._hook]:
-                del hooks[key]
-                for options in (
-                    module._forward_hooks_with_kwargs,
-                    module._forward_hooks_always_called,
-                    module._forward_pre_hooks_with_kwargs,
-                ):
-                    options.pop(key, None)
-        loads = module._load_state_dict_pre_hooks  # of these torch keeps a wrapper
-        for key in [key for key, each in loads.items() if getattr(each, "hook", None) is self._hook]:
-            del loads[key]
+        if module is not None:
+            take_off(module, lambda hook: hook is self._hook)
+
+
+def take_off(module: nn.Module, ours: Callable[[Any], bool]) -> None:
+    """Take those hooks off a module that ``ours`` tells, whoever has the handles: a copy has others."""
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for key in [key for key, hook in hooks.items() if ours(hook)]:
+            del hooks[key]
+            for options in (
+                module._forward_hooks_with_kwargs,
+                module._forward_hooks_always_called,
+                module._forward_pre_hooks_with_kwargs,
+            ):
+                options.pop(key, None)
+    loads = module._load_state_dict_pre_hooks  # of these torch keeps a wrapper
+    for key in [key for key, each in loads.items() if ours(getattr(each, "hook", None))]:
+        del loads[key]
 
 
 def remove_with(owner: object, handles: list[Any]) -> None:

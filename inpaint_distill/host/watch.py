@@ -39,6 +39,10 @@ class Views:
     features: list[Tensor] = field(default_factory=list)
     attention: list[AttentionMap] = field(default_factory=list)
 
+    def float32(self) -> Views:
+        """Return the same with features in float32."""
+        return Views([feature.float() for feature in self.features], self.attention)
+
     def detached(self) -> Views:
         """Return the same without the graph."""
         return Views(

@@ -15,6 +15,7 @@ from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.lookahead.finite_difference import finite_difference
 from inpaint_distill.lookahead.host_problem import Batch, recomputed
 from inpaint_distill.lookahead.unroll import lacks_double_backward, unroll
+from inpaint_distill.state import moments, set_moments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -160,10 +161,7 @@ class Lookahead:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the moments, and the batches that are kept for the next look-ahead."""
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self.meta.items():
-            for key, value in (self._optimizer.state.get(parameter, {}) if self._optimizer else {}).items():
-                tensors[f"moments/{name}/{key}"] = value
+        tensors = {f"moments/{key}": value for key, value in moments(self._optimizer, self.meta, "/")[0].items()}
         for index, batch in enumerate(self._batches):
             kept = {"image": batch.image, "mask": batch.mask}
             kept |= {f"call{number}": tensor for number, (_, tensor) in enumerate(batch.call.tensors())}
@@ -178,14 +176,11 @@ class Lookahead:
         if unknown := [name for name in tensors if not name.startswith(("moments/", "batches/"))]:
             raise KeyError(unknown[0])
         self._batches.clear()
-        if self._optimizer is not None:
-            self._optimizer.state.clear()
-        for name, value in tensors.items():
-            if name.startswith("moments/") and self._optimizer is not None:
-                _, parameter, key = name.split("/")
-                own = self.meta[parameter]
-                self._optimizer.state[own][key] = value.to(own.device) if value.ndim else value
-        self._pending = {name[len("batches/") :]: v for name, v in tensors.items() if name.startswith("batches/")}
+        kept, self._pending = (
+            {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+            for prefix in ("moments/", "batches/")
+        )
+        set_moments(self._optimizer, self.meta, kept, "/")
 
     def _restore(self, call: HostCall, autocast: torch.dtype | None) -> None:
         pending, self._pending = self._pending, {}

@@ -12,6 +12,7 @@ from inpaint_distill.distributed import average_
 from inpaint_distill.errors import ConfigError, InputError
 from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.host.outputs import in_output_range, restored_images
+from inpaint_distill.state import moments, set_moments
 from inpaint_distill.teachers.base import CopyTeacher, running_statistics
 from inpaint_distill.teachers.quality import images_from, images_in, measure_quality
 from inpaint_distill.teachers.unneeded import moved_copy
@@ -139,22 +140,23 @@ class OnlineTeacher(_ReconstructionTeacher):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the copy's weights and its optimizer's moments."""
         state = {f"module.{key}": value for key, value in super().state()[0].items()}
-        for index, parameter in enumerate(self.trained):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                state[f"optimizer.{index}.{key}"] = value
+        kept, _ = moments(self.optimizer, self._numbered)
+        state |= {f"optimizer.{key}": value for key, value in kept.items()}
         return state, {"steps": self.trained_steps}
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take weights and moments back."""
         self.trained_steps = int(values["steps"])
-        prefix = "module."
-        self.module.load_state_dict({key[len(prefix) :]: v for key, v in tensors.items() if key.startswith(prefix)})
-        self.optimizer.state.clear()
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".")
-                parameter = self.trained[int(index)]
-                self.optimizer.state[parameter][name] = value.to(parameter) if value.ndim else value.clone()
+        weights, kept = (
+            {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+            for prefix in ("module.", "optimizer.")
+        )
+        self.module.load_state_dict(weights)
+        set_moments(self.optimizer, self._numbered, kept)
+
+    @property
+    def _numbered(self) -> dict[str, nn.Parameter]:
+        return {str(index): parameter for index, parameter in enumerate(self.trained)}
 
     def describe(self) -> str:
         """Say in one line what the teacher is."""

@@ -13,10 +13,10 @@ from torch import nn
 from inpaint_distill.errors import PlanError
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.discovery import Encoder, choose_encoder, find_encoders
+from inpaint_distill.host.dry_run import trace_call
 from inpaint_distill.host.named_stages import named_stages, output_stages
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.taps import FeatureTaps
-from inpaint_distill.host.trace import trace_call
 from inpaint_distill.plan import Wanted, plan_call
 
 smp = pytest.importorskip("segmentation_models_pytorch")

@@ -18,13 +18,14 @@ from inpaint_distill.host.attention_taps import AttentionTaps
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.conventions import Convention, find_convention
 from inpaint_distill.host.discovery import find_encoders
+from inpaint_distill.host.dry_run import trace_call, trace_sizes
+from inpaint_distill.host.explain import derive_recipe
 from inpaint_distill.host.hole import HoleSource
 from inpaint_distill.host.named_stages import named_stages
 from inpaint_distill.host.outputs import restored_images
-from inpaint_distill.host.replay import derive_recipe
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.taps import FeatureTaps
-from inpaint_distill.host.trace import trace_call, trace_forward, trace_sizes
+from inpaint_distill.host.trace import trace_forward
 from inpaint_distill.host.wrappers import check_whole
 
 ADAPTER = "write an Adapter with `outputs` and `replayable = False`, and pass it: attach(..., adapter=...)"

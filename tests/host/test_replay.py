@@ -16,7 +16,7 @@ import inpaint_distill
 from inpaint_distill.errors import ReplayError
 from inpaint_distill.host.adapter import Adapter
 from inpaint_distill.host.call import HostCall
-from inpaint_distill.host.replay import derive_recipe
+from inpaint_distill.host.explain import derive_recipe
 
 
 class Recorder(nn.Module):

@@ -15,7 +15,7 @@ import inpaint_distill
 from inpaint_distill import EMATeacher, FrozenTeacher, ModuleTeacher, OnlineTeacher, Stage
 from inpaint_distill.errors import ConfigError, PlanError
 from inpaint_distill.host.call import HostCall
-from inpaint_distill.host.replay import derive_recipe
+from inpaint_distill.host.explain import derive_recipe
 from inpaint_distill.plan import Wanted, plan_call
 
 TOY = ZOO["separate"]
