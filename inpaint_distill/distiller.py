@@ -451,7 +451,7 @@ class Distiller:
     def _meet(self, running: nn.Module) -> None:
         """See how the host is trained: it may have been wrapped since :func:`attach`."""
         try:
-            if not self._whole:
+            if not self._whole or getattr(running, "_is_replica", False):
                 check_whole(self._called)
                 check_whole(running)  # which may be a copy on another device
                 self._whole = True
@@ -460,7 +460,8 @@ class Distiller:
                 if (self.config.completion or self.config.fusion) and self.plan is None:
                     check_unlisted(self._host)
         except PlanError:
-            self.undo()
+            if self.plan is None:  # else blocks have been trained
+                self.undo()
             raise
 
     def _compare(

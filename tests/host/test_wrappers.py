@@ -348,6 +348,21 @@ def test_a_host_that_is_replicated_after_attach_is_refused_as_it_runs():
     assert not host._forward_pre_hooks, "the distiller is taken off"
 
 
+def test_a_host_that_is_replicated_in_mid_training_is_refused_and_keeps_what_its_block_has_learned():
+    host = TOY.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, completion=True)
+    image, mask = batch()
+    (TOY.call(host, image, mask).mean() + distiller.loss(image, mask)).backward()
+    optimizer.step()
+    before = {name: value.clone() for name, value in host.state_dict().items()}
+    with pytest.raises(PlanError, match="DataParallel, which runs copies"):
+        TOY.call(host._replicate_for_data_parallel(), image, mask)
+    torch.testing.assert_close(dict(host.state_dict()), before, rtol=0, atol=0)
+    TOY.call(host, image, mask)  # itself it goes on
+    assert distiller.loss(image, mask) > 0
+
+
 def test_an_adapter_of_ours_is_found_behind_a_wrapper(alone):
     host = adapters.get("partial-conv").build(width=8, levels=3)
     for wrap in WRAPPERS.values():
