@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn, overrides
+from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -23,6 +23,7 @@ from inpaint_distill.host.attention_calls import (
     join_samples,
     read_mha,
 )
+from inpaint_distill.host.mode_stack import OpenedMode, current_modes, take_off_modes
 from inpaint_distill.host.taps import MethodHook, Placed, remove_with
 
 if TYPE_CHECKING:
@@ -33,11 +34,6 @@ if TYPE_CHECKING:
     from inpaint_distill.host.attention import AttentionMap, AttentionSite
 
 __all__ = ["AttentionTaps"]
-
-# torch types none of these, and has no public way to take a mode off from below another.
-_stack: Callable[[], list[TorchFunctionMode]] = overrides._get_current_function_mode_stack
-_push: Callable[[TorchFunctionMode], None] = overrides._push_mode
-_pop: Callable[[], TorchFunctionMode] = overrides._pop_mode
 
 
 @dataclass
@@ -72,56 +68,6 @@ class _Session:
             self.seen()
 
 
-class _Opened:
-    """A mode that is pushed when a module's forward begins and popped when it ends, however it ends."""
-
-    def __init__(self, mode: TorchFunctionMode) -> None:
-        self.mode = mode
-        self.below = _stack()
-        _push(mode)
-
-    def close(self, outside: Sequence[TorchFunctionMode] = ()) -> None:
-        """Take the mode off the stack, wherever it is.
-
-        What is not an ``Exception`` (Ctrl-C, the end of a teacher's forward) passes a module without calling its
-        hooks. Where it also passes a ``with`` of somebody's mode, that one pops the topmost, which is ours, and stays
-        itself: then it goes instead.
-
-        Args:
-            outside: Modes that are not left yet, while the exception is still on its way.
-        """
-        stack = _stack()
-        if _among(self.mode, stack):
-            _take_off(self.mode)
-        else:
-            left = [mode for mode in stack if _among(mode, self.below) and not _among(mode, outside)]
-            if left:
-                _take_off(left[-1])
-
-
-def _among(mode: TorchFunctionMode, modes: Sequence[TorchFunctionMode]) -> bool:
-    return any(mode is other for other in modes)
-
-
-def _take_off(mode: TorchFunctionMode) -> None:
-    """Take a mode off the stack from below others."""
-    above = []
-    while (other := _pop()) is not mode:
-        above.append(other)
-    for other in reversed(above):
-        _push(other)
-
-
-def _take_off_what_is_over() -> None:
-    """Take off modes that have come back: torch pops a mode for its own call, and Ctrl-C there puts it off.
-
-    The generator that is to push it again is then held by the traceback, and does so when that is gone.
-    """
-    for mode in _stack():
-        if isinstance(mode, AttentionMode) and mode.over:
-            _take_off(mode)
-
-
 @dataclass
 class _Running:
     """One call of a module that has begun."""
@@ -129,7 +75,7 @@ class _Running:
     number: int
     handled: BaseException | None  # what an ``except`` around the host is dealing with
     mode: AttentionMode | None
-    opened: _Opened | None
+    opened: OpenedMode | None
 
 
 class _ModuleTap:
@@ -158,7 +104,7 @@ class _ModuleTap:
             # A mode would keep an nn.MultiheadAttention off its fast path, and is not needed there.
             unseen = self.calls not in self.wanted or is_mha(module)
             mode = None if unseen else AttentionMode(logits=self.session.logits)
-            self.running.append(_Running(self.calls, sys.exc_info()[1], mode, _Opened(mode) if mode else None))
+            self.running.append(_Running(self.calls, sys.exc_info()[1], mode, OpenedMode(mode) if mode else None))
             self.calls += 1
 
     @_disable_dynamo
@@ -256,7 +202,7 @@ class AttentionTaps:
         """
         self.clear()
         self._session.watch, self._session.seen = watch, seen
-        self._session.outside = _stack()
+        self._session.outside = current_modes()
         self._session.active = True
 
     def enter(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -297,7 +243,7 @@ class AttentionTaps:
         self._session.kept.clear()
         for tap in self._taps.values():
             tap.reset()
-        _take_off_what_is_over()
+        take_off_modes(lambda mode: isinstance(mode, AttentionMode) and mode.over)  # that have come back
 
     def remove(self) -> None:
         """Take every hook off; other people's hooks stay."""

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from inpaint_distill.errors import CaptureError, PlanError
 from inpaint_distill.host.attention import AttentionSite
-from inpaint_distill.host.attention_taps import AttentionTaps, _Opened
+from inpaint_distill.host.attention_taps import AttentionTaps
+from inpaint_distill.host.mode_stack import OpenedMode
 from inpaint_distill.host.watch import StopForward
 
 
@@ -446,7 +447,7 @@ def test_no_mode_outlives_an_interrupted_forward(error, under, ending):
 
 def test_a_mode_that_was_pushed_above_stays_when_the_one_below_it_goes():
     below, above = Idle(), Idle()
-    opened = _Opened(below)
+    opened = OpenedMode(below)
     with above:
         opened.close()
         assert overrides._get_current_function_mode_stack() == [above]
