@@ -11,11 +11,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boost_cells
-from boost_rows import NOT_RUN, Study, between, difference, outcome, table, value
+import scipy.stats
+from boost_rows import LONGER, NOT_RUN, Study, between, difference, outcome, table, value
 from matplotlib.figure import Figure
 
 from inpaint_distill.training.ablation import BLOCK, FILLED, WHOLE
@@ -33,6 +36,7 @@ COLOURS = {"gain": "#0072B2", "loss": "#D55E00", "not shown": "#8A8A8A"}
 MARKS = {"gain": "^", "loss": "v", "not shown": "s"}
 INK = "#222222"
 LEGEND = "blue, up: gain; orange, down: loss; grey square: the interval includes zero; large: mean over the hosts"
+ALPHA = 0.05
 OUTCOMES = {"gain": "a gain", "loss": "a loss", "not shown": "no gain is shown"}
 
 
@@ -134,8 +138,9 @@ def parts(study: Study) -> str:
     """Write what the block does without distillation, what distillation adds, and what another start does."""
     compared = {
         ("steps", BLOCK): "block alone",
-        ("steps", WHOLE): "with distillation",
+        ("steps", WHOLE): "block and distillation",
         ("block", WHOLE): "distillation minus block",
+        (LONGER, BLOCK): "block alone minus host alone, longer",
         ("steps", "interpolation_start"): "block starting at the interpolation",
     }
     return side_by_side(study, compared, ("block", WHOLE), BLOCK)
@@ -146,7 +151,7 @@ def control(study: Study) -> str:
     compared = {
         ("steps", FILLED): "holes interpolated",
         ("filled", BLOCK): "block minus that",
-        ("filled", WHOLE): "distillation minus that",
+        ("filled", WHOLE): "block and distillation minus that",
         ("filled_time", WHOLE): "the same, equal wall-clock",
     }
     return side_by_side(study, compared, ("steps", FILLED), FILLED)
@@ -178,6 +183,44 @@ def side_by_side(study: Study, compared: Mapping[tuple[str, str], str], needed: 
     return table(("host", "regime", *compared.values(), "pairs", f"step, {compared['steps', arm]}", "step"), rows, 2)
 
 
+def many(study: Study) -> str:
+    """Write how many cells show a difference, and how many still do with Holm's correction for that many cells."""
+    compared = {
+        ("steps", WHOLE): "block and distillation, equal steps",
+        ("time", WHOLE): "block and distillation, equal wall-clock",
+        ("steps", BLOCK): "block alone, equal steps",
+        ("block", WHOLE): "distillation minus block, equal steps",
+    }
+    rows: list[Sequence[str]] = []
+    for (comparison, arm), name in compared.items():
+        found = {place: study.row(*place, comparison, arm=arm) for place in study.run()}
+        chances = {place: chance(row["differences"]) for place, row in found.items() if row and row["pairs"] > 1}
+        kept = holm(chances)
+        shown = [place for place, each in chances.items() if each < ALPHA]
+        gone = ", ".join(" ".join(place) for place in shown if place not in kept)
+        rows.append((name, str(len(chances)), str(len(shown)), str(len(kept)), gone or "none"))
+    head = ("difference in hole PSNR", "cells", "shown", "with the correction", "no longer")
+    return table(head, rows, 1)
+
+
+def chance(differences: Sequence[float]) -> float:
+    """Return how likely differences so far from zero are without any effect: Student's t, both sides."""
+    mean, error = statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+    if not error:
+        return 0.0 if mean else 1.0
+    return float(2 * scipy.stats.t.sf(abs(mean) / error, len(differences) - 1))
+
+
+def holm(chances: Mapping[tuple[str, str], float]) -> list[tuple[str, str]]:
+    """Return which of several differences are still shown when the chance of a single false one is to be 5 % (Holm)."""
+    kept: list[tuple[str, str]] = []
+    for place in sorted(chances, key=lambda place: chances[place]):
+        if chances[place] >= ALPHA / (len(chances) - len(kept)):
+            break
+        kept.append(place)
+    return kept
+
+
 def filled(study: Study) -> str:
     """Write the hole PSNR of the hosts that were trained in both ways, with holes emptied and interpolated."""
     rows = []
@@ -185,7 +228,11 @@ def filled(study: Study) -> str:
         found = [study.row(host, regime, "steps") for regime in ("small", "interpolated")]
         if None not in found:
             rows.append((host, *(value(row, key) for row in found for key in ("baseline_mean", "arm_mean"))))
-    heads = [f"{hole}, {arm}" for hole in ("emptied", "interpolated") for arm in ("host alone", "with distillation")]
+    heads = [
+        f"{hole}, {arm}"
+        for hole in ("emptied", "interpolated")
+        for arm in ("host alone", "with block and distillation")
+    ]
     return table(("host", *heads), rows, 1) if rows else f"{NOT_RUN.capitalize()}."
 
 
@@ -217,9 +264,10 @@ def short(study: Study) -> str:
     picture = "![hole PSNR: difference that block and distillation make, per host](docs/results/boost_study.png)"
     words = (
         f"{finding(study, regimes)}\n\nHost by host: differences on the test images with 95% intervals over the seeds, "
-        "bold where they exclude zero. [docs/boost.md](docs/boost.md) has protocol, all metrics and limits."
+        "bold where they exclude zero. [docs/boost.md](docs/boost.md) has protocol, means and limits, "
+        "[docs/boost_cells.md](docs/boost_cells.md) every host and metric."
     )
-    head = ("host", *(f"{regime}, {label}" for regime, _, _, label in columns), "step")
+    head = ("host", *(f"{regime}, {label}" for regime, _, _, label in columns), f"step: {', '.join(regimes)}")
     return f"{picture}\n\n{words}\n\n{table(head, rows, 1)}"
 
 
@@ -296,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = root / "docs" / "results"
     study = Study(json.loads((results / "boost_study.json").read_text(encoding="utf-8")))
     forest(study, results / "boost_study.png")
-    page = {write.__name__: write(study) for write in (headline, later, ratios, parts, control, filled)}
+    page = {write.__name__: write(study) for write in (headline, later, ratios, many, parts, control, filled)}
     insert(root / "docs" / "boost.md", page)
     insert(root / "docs" / "boost_cells.md", boost_cells.tables(study, results))
     insert(root / "README.md", {"results": short(study)})

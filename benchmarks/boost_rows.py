@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from inpaint_distill.training.ablation import WHOLE
+from inpaint_distill.training.ablation import BLOCK, WHOLE
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.result import interval_of
 from inpaint_distill.training.statistics import paired_interval, verdict
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from inpaint_distill.training.statistics import Interval
 
 NOT_RUN, NOT_MEASURED = "not yet run", "not measured"
+LONGER = "longer"
+"""Comparison of the block alone with the host trained for the distilled one's wall-clock."""
 
 
 class Study:
@@ -33,6 +35,8 @@ class Study:
         self.means = {
             tuple(row[name] for name in names): {**row, "pairs": len(row["hosts"])} for row in content["overall"]
         }
+        for regime in self.regimes:
+            self._add_block_against_longer(regime)
 
     def run(self) -> list[tuple[str, str]]:
         """Return host and regime of every cell that has been run, host by host."""
@@ -51,6 +55,28 @@ class Study:
         """Return a row of a cell, or that of the mean over the hosts; ``None`` where nothing is measured."""
         key = (regime, arm, comparison, metric, name)
         return self.means.get(key) if host is None else self.rows.get((host, *key))
+
+    def _add_block_against_longer(self, regime: str) -> None:
+        """Add what the block alone has more than the host trained for the distilled one's time, seed by seed.
+
+        Of differences that are there: block minus host, less what the host gains by training longer.
+        """
+        key = (regime, BLOCK, LONGER, "hole_psnr", "all")
+        found = []
+        for host in self.hosts:
+            rows = [
+                self.row(host, regime, comparison, arm=arm)
+                for comparison, arm in (("steps", BLOCK), ("steps", WHOLE), ("time", WHOLE))
+            ]
+            if None in rows or len({row["pairs"] for row in rows}) > 1:
+                continue
+            each = zip(*(row["differences"] for row in rows), strict=True)
+            differences = [block - (steps - time) for block, steps, time in each]
+            found.append(bounded(rows[0], paired_interval([0.0] * len(differences), differences)))
+            self.rows[(host, *key)] = found[-1] | {"differences": differences}
+        if len(found) > 1:
+            over = paired_interval([0.0] * len(found), [row["mean"] for row in found])
+            self.means[key] = bounded(found[0], over)
 
     def averaged(self, regime: str, comparison: str = "steps", *, arm: str = WHOLE) -> bool:
         """Tell whether there is a mean over more than half of the hosts: one over few says nothing of the others."""
@@ -88,9 +114,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
 
 
 def between(row: Mapping[str, Any], interval: Interval) -> str:
-    """Write another interval of a row's metric; of one pair it has no bounds."""
+    """Write another interval of a row's metric."""
+    return difference(bounded(row, interval))
+
+
+def bounded(row: Mapping[str, Any], interval: Interval) -> dict[str, Any]:
+    """Return a row with another interval; of one pair it has no bounds."""
     low, high = (None if math.isnan(bound) else bound for bound in (interval.low, interval.high))
-    return difference({**row, "pairs": interval.pairs, "mean": interval.mean, "low": low, "high": high})
+    return {**row, "pairs": interval.pairs, "mean": interval.mean, "low": low, "high": high}
 
 
 def percent(interval: Interval) -> str:

@@ -376,8 +376,8 @@ def test_what_each_part_does_is_set_side_by_side_host_by_host(study, tmp_path):
     content = {**study, "overall": means, "cells": cells}
     found = ["**+0.30 [+0.10, +0.50]**", "**+0.40 [+0.20, +0.60]**", "+0.10 [-0.10, +0.30]"]
     page, _ = make_page({**content, "rows": rows}, tmp_path)
-    assert cells_of(page, "parts", "narrow", "small")[2:] == [*found, "", "2", "1.25x", "1.50x"]
-    assert cells_of(page, "parts", "mean of 2 hosts", "small")[2:6] == [*found, ""]
+    assert cells_of(page, "parts", "narrow", "small")[2:] == [*found, "", "", "2", "1.25x", "1.50x"]
+    assert cells_of(page, "parts", "mean of 2 hosts", "small")[2:7] == [*found, "", ""]
     assert "Not yet run." in block(page, "control")
     row = find(rows, host="wide", arm="completion", comparison="steps", metric="hole_psnr", bin="all")
     more = {
@@ -391,11 +391,45 @@ def test_what_each_part_does_is_set_side_by_side_host_by_host(study, tmp_path):
     added = [{**row, **dict(zip(keys, (*key, *bounds), strict=True))} for key, bounds in more.items()]
     cells = [{**cell, "cost_ratio": {**cell["cost_ratio"], "filled": 1.05}} for cell in cells]
     page, _ = make_page({**content, "cells": cells, "rows": [*rows, *added]}, tmp_path)
-    assert cells_of(page, "parts", "wide", "small")[2:6] == [*found, "**+0.75 [+0.70, +0.80]**"]
+    assert cells_of(page, "parts", "wide", "small")[2:7] == [*found, "", "**+0.75 [+0.70, +0.80]**"]
     expected = ["**+0.25 [+0.20, +0.30]**", "+0.05 [-0.10, +0.20]", "**+0.15 [+0.10, +0.20]**"]
     expected += ["**-0.50 [-0.70, -0.30]**", "2", "1.05x", "1.50x"]
     assert cells_of(page, "control", "wide", "small")[2:] == expected
     assert "narrow" not in block(page, "control")
+
+
+def test_the_block_alone_is_set_against_the_host_that_trains_longer(study, tmp_path):
+    row = find(study["rows"], host="wide", arm="distilled", comparison="steps", metric="hole_psnr", bin="all")
+    gains = {
+        ("completion", "steps"): [0.3, 0.5],
+        ("distilled", "steps"): [0.4, 0.4],
+        ("distilled", "time"): [0.3, 0.2],
+        ("distilled", "block"): [0.1, -0.1],
+    }
+    rows = [
+        {**row, "host": host, "arm": arm, "comparison": comparison, "differences": differences}
+        for host in ("narrow", "wide")
+        for (arm, comparison), differences in gains.items()
+    ]
+    cells = [{**cell, "cost_ratio": {"completion": 1.25, "distilled": 1.5}} for cell in study["cells"]]
+    means = [each for each in study["overall"] if each["comparison"] == "block" and each["arm"] == "distilled"]
+    page, _ = make_page({**study, "rows": rows, "cells": cells, "overall": means}, tmp_path)
+    half = scipy.stats.t.ppf(0.975, 1) * 0.05
+    assert cells_of(page, "parts", "wide", "small")[5] == f"+0.25 [{0.25 - half:+.2f}, {0.25 + half:+.2f}]"
+    assert cells_of(page, "parts", "mean of 2 hosts", "small")[5] == "**+0.25 [+0.25, +0.25]**"
+
+
+def test_many_intervals_are_counted_with_holms_correction(study, tmp_path):
+    row = find(study["rows"], host="wide", arm="distilled", comparison="steps", metric="hole_psnr", bin="all")
+    gains = {"narrow": [0.10, 0.12, 0.11], "wide": [0.1, 0.2, 0.17]}  # p = 0.003 and 0.034
+    rows = [{**row, "host": host, "differences": each, "pairs": 3} for host, each in gains.items()]
+    page, _ = make_page({**study, "rows": rows}, tmp_path)
+    assert cells_of(page, "many", "block and distillation, equal steps")[1:] == ["2", "2", "2", "none"]
+    more = [{**row, "regime": "full", "host": "narrow", "differences": [0.1, -0.1, 0.1], "pairs": 3}]
+    cells = [*study["cells"], {**study["cells"][0], "host": "narrow", "regime": "full"}]
+    page, _ = make_page({**study, "rows": [*rows, *more], "cells": cells}, tmp_path)
+    assert cells_of(page, "many", "block and distillation, equal steps")[1:] == ["3", "2", "1", "wide small"]
+    assert cells_of(page, "many", "distillation minus block, equal steps")[1:] == ["0", "0", "0", "none"]
 
 
 def test_what_a_host_gives_back_is_taken_from_its_inspection(study, tmp_path):
