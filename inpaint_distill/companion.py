@@ -11,7 +11,7 @@ import torch
 from inpaint_distill.distributed import average_
 from inpaint_distill.errors import OptimizerError, OptimizerWarning
 from inpaint_distill.host.trace import RESERVED
-from inpaint_distill.state import moments, set_moments
+from inpaint_distill.state import from_plain, set_optimizer_state, to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["CompanionOptimizer", "adopt", "check_optimizer", "disown"]
 
 _STEPLESS = 256  # backwards without a step: more than anybody accumulates
+_KEPT = (int, float, str, tuple, list, type(None), torch.Tensor)  # of an optimizer's group: no functions
 _ASKED = 8  # gradients, the largest, that are looked at to know whether all have been cleared
 
 
@@ -114,16 +115,23 @@ class CompanionOptimizer:
         warnings.warn(f"{found}; {fix}", OptimizerWarning, stacklevel=3)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the moments, as tensors and JSON values."""
-        return moments(self.inner, self._numbered)
+        """Return all that the optimizer keeps, in its state and in its group, as tensors and JSON values."""
+        tensors: dict[str, Tensor] = {}
+        if self.inner is None:
+            return tensors, {}
+        whole = self.inner.state_dict()
+        group = {key: value for key, value in whole["param_groups"][0].items() if isinstance(value, _KEPT)}
+        del group["params"]
+        return tensors, {"inner": to_plain({"state": whole["state"], "group": group}, tensors, "inner")}
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Take the moments back."""
-        set_moments(self.inner, self._numbered, {**tensors, **values})
-
-    @property
-    def _numbered(self) -> dict[str, nn.Parameter]:
-        return {str(index): parameter for index, parameter in enumerate(self.parameters)}
+        """Take it back; the optimizer itself knows how, such as in which types it keeps its moments."""
+        if self.inner is not None and "inner" in values:
+            saved, own = from_plain(values["inner"], tensors), self.inner.state_dict()["param_groups"][0]
+            self.inner.load_state_dict({"state": saved["state"], "param_groups": [{**own, **saved["group"]}]})
+        else:  # a file of before, which has the moments alone
+            numbered = {str(index): parameter for index, parameter in enumerate(self.parameters)}
+            set_optimizer_state(self.inner, numbered, {**tensors, **values})
 
 
 def _alike(model: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:

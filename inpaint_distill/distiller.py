@@ -225,8 +225,8 @@ class Distiller:
         return self._called
 
     def undo(self) -> None:
-        """Take off what has been put on the host so far; blocks that it had before stay."""
-        self.detach(keep_completion=not self._injects_anew)
+        """Take off what has been put on the host so far; blocks that it had before, or that have been trained, stay."""
+        self.detach(keep_completion=not self._injects_anew or self._step > 0)
 
     def __enter__(self) -> Self:
         return self
@@ -242,6 +242,9 @@ class Distiller:
         Raises:
             StateError: The folder does not exist, or the host has not run yet.
         """
+        if self.plan is None and self._pending is not None:  # distillation was over when it was loaded
+            dataclasses.replace(self._pending, step=self._step).write(path)
+            return
         if self.plan is None:
             raise StateError(
                 f"to save the distiller to {path}", "the host has not run yet", "save after the first step"
@@ -327,7 +330,8 @@ class Distiller:
 
     @_disable_dynamo
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._paused:
+        overflow = getattr(optimizer, "found_inf", None)  # by it GradScaler tells a fused step to do nothing
+        if not self._paused and not (overflow is not None and bool(overflow)):
             self.step()
 
     def _before_load(self, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -460,7 +464,7 @@ class Distiller:
                 if (self.config.completion or self.config.fusion) and self.plan is None:
                     check_unlisted(self._host)
         except PlanError:
-            if self.plan is None:  # else blocks have been trained
+            if not self._step:  # else it may go on as before
                 self.undo()
             raise
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from inpaint_distill.errors import CaptureError, PlanError, StateError
 from inpaint_distill.host.attention_calls import apart
@@ -20,6 +21,7 @@ from inpaint_distill.host.image_source import ImageSource
 from inpaint_distill.host.stage import Stage
 from inpaint_distill.host.taps import take_off
 from inpaint_distill.host.trace import RESERVED
+from inpaint_distill.host.wrappers import check_whole
 from inpaint_distill.networks.completion import CompletionBlock
 from inpaint_distill.networks.fusion import GlobalLocalAttention
 
@@ -52,6 +54,16 @@ DESCRIPTION = f"{RESERVED}.{_EXTRA}"
 _ROOM = 1024  # characters: more than a description of where the hole is has
 
 
+class _Known:
+    """Where the hole is, once it is known; copies of a host that were made before learn of it, too."""
+
+    def __init__(self, source: HoleSource | None = None) -> None:
+        self.source = source
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Known:
+        return self if self.source is None else _Known(self.source)
+
+
 class Injected(nn.Module):
     """What is injected into one host: registered on its root, run by hooks that rewrite the outputs of its stages.
 
@@ -66,11 +78,27 @@ class Injected(nn.Module):
         self.stages: list[Stage] = []
         self.image_block: CompletionBlock | None = None
         self.image: ImageSource | None = None
-        self.source: HoleSource | None = None
+        self._known = _Known()
         self._hole: Tensor | None = None
         self._image_size = (0, 0)
         self._calls: dict[int, int] = {}
         self._over = True
+
+    @property
+    def source(self) -> HoleSource | None:
+        """Where the host's call carries the hole; ``None`` as long as that is not known."""
+        return self._known.source
+
+    @source.setter
+    def source(self, source: HoleSource | None) -> None:
+        if self._known.source is None:
+            self._known.source = source
+        else:
+            self._known = _Known(source)
+
+    def stand_alone(self) -> None:
+        """Learn nothing of what the host finds out that this is a copy of."""
+        self._known = _Known(self.source)
 
     def install(self, host: nn.Module) -> None:
         """Register this on a host that has none yet.
@@ -153,7 +181,16 @@ class Injected(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the hole of the last batch out of copies and files."""
-        return {**self.__dict__, "_hole": None, "_calls": {}, "_over": True}
+        left: dict[str, Any] = {"_hole": None, "_calls": {}, "_over": True}
+        return {**self.__dict__, **left, "_next_hook": RemovableHandle.next_id}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Let hooks that are put on from now on have other numbers than those that come with a pickled host."""
+        state = dict(state)
+        RemovableHandle.next_id = max(RemovableHandle.next_id, state.pop("_next_hook", 0))
+        if "source" in state:  # of a version before
+            state["_known"] = _Known(state.pop("source"))
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
 
     def rewrite(self, index: int, output: Any) -> Any:
         """Return a module's output with a stage's feature rewritten; what travels with it (a mask) stays as it is."""
@@ -226,8 +263,21 @@ class Injected(nn.Module):
         return codes.to(next(self.parameters()))
 
     def set_extra_state(self, state: Any) -> None:
-        """Take from a state where the hole is, unless that is known."""
-        if self.source is None and (spec := _parsed(state)) is not None:
+        """Take from a state where the hole is, unless that is known.
+
+        Raises:
+            StateError: The state is of blocks of another kind, or in other places.
+        """
+        if (spec := _parsed(state)) is None:
+            return
+        own, others = (_kinds_and_places(each) for each in (self.to_spec(), spec))
+        if own != others:
+            raise StateError(
+                f"weights for {' and '.join(own)}",
+                f"those of {' and '.join(others)}",
+                "attach as they were trained, or load them by load_host() into a host without blocks",
+            )
+        if self.source is None:
             self.source = Injected.read_source(spec)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -283,6 +333,16 @@ def spec_in(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any] | None
     return spec
 
 
+def _kinds_and_places(spec: Mapping[str, Any]) -> list[str]:
+    """Name each block that a description has: images, and with them the sizes of stages, may differ."""
+    image = spec.get("image")
+    found = [] if image is None else [f"{image['kind']} at the input"]
+    for each in spec["blocks"]:
+        stage = each["stage"]
+        found.append(f"{each['kind']} after {stage['name']} (call {stage['call']})")
+    return found
+
+
 def _parsed(state: Any) -> dict[str, Any] | None:
     try:
         spec = json.loads(bytes(int(value) for value in state.float().round().tolist()))
@@ -302,6 +362,8 @@ class _Begin(_Hook):
     """Root pre-hook that reads the hole."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if getattr(module, "_is_replica", False):
+            check_whole(module)  # says why: the copies would share one hole
         self.own.begin(args, kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Save and load: one safetensors file, with the settings and a checksum in its header."""
+"""Save and load: one safetensors file, with the settings and a checksum in its header, and what goes into it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = [
     "Stateful",
     "from_plain",
     "is_ours",
-    "moments",
+    "optimizer_state",
     "pack",
     "read_state",
-    "set_moments",
+    "set_optimizer_state",
     "to_plain",
     "unpack",
     "write_state",
@@ -143,10 +143,10 @@ def _give(parts: Mapping[str, Stateful], tensors: Mapping[str, Tensor], values: 
         part.load(own, values[name])
 
 
-def moments(
+def optimizer_state(
     optimizer: torch.optim.Optimizer | None, parameters: Mapping[str, Tensor], separator: str = "."
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what an optimizer keeps of named parameters, as tensors and JSON values, for :func:`set_moments`."""
+    """Return what an optimizer keeps of named parameters, as tensors and JSON values."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for name, parameter in parameters.items():
@@ -155,13 +155,13 @@ def moments(
     return tensors, values
 
 
-def set_moments(
+def set_optimizer_state(
     optimizer: torch.optim.Optimizer | None,
     parameters: Mapping[str, Tensor],
     kept: Mapping[str, Any],
     separator: str = ".",
 ) -> None:
-    """Take what :func:`moments` returned back, in place of whatever the optimizer keeps.
+    """Take what :func:`optimizer_state` returned back, in place of whatever the optimizer keeps.
 
     Raises:
         KeyError: It is of a parameter that is not there.
@@ -174,7 +174,7 @@ def set_moments(
     for name, value in kept.items():
         owner, _, key = name.rpartition(separator)
         parameter = parameters[owner]
-        if isinstance(value, torch.Tensor) and value.ndim:  # as torch's own load_state_dict() does
+        if isinstance(value, torch.Tensor) and key != "step":  # as torch's own load_state_dict() does
             value = value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
         elif isinstance(value, torch.Tensor) and counts_on_device:
             value = value.to(parameter.device)

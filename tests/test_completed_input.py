@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from torch import nn
 import inpaint_distill
 from inpaint_distill import Config, load_host, save_host
 from inpaint_distill.config import from_dict, to_dict
-from inpaint_distill.errors import CaptureError, ConfigError, PlanError
+from inpaint_distill.errors import CaptureError, ConfigError, PlanError, StateError
 from inpaint_distill.host.trace import RESERVED as NAME
 from inpaint_distill.injection import injected
 from inpaint_distill.networks.fill import pull_push
+from inpaint_distill.state import read_state
 
 PLAIN = ZOO["separate"]
 FIXED = {"warmup": 0, "balance": "none", "ema_decay": 0.9, "completion": True}
@@ -433,3 +435,112 @@ def test_one_mask_for_the_whole_batch_is_enough():
         own = injected(host)
         assert (own.image_block is not None) == (levels == "input")
         assert all(parameter.any() for parameter in own.parameters())
+
+
+# -- what a user does with the host meanwhile --------------------------------------------------------------------------
+
+
+def changed_by_block(host, toy, image, mask):
+    """Return how much the block in a host changes what it puts out."""
+    with torch.no_grad():
+        own = toy.select(toy.call(host, image, mask)).clone()
+        weight = injected(host).image_block.weight
+        kept = weight.clone()
+        weight.zero_()
+        without = toy.select(toy.call(host, image, mask))
+        weight.copy_(kept)
+    return float((own - without).abs().max())
+
+
+def test_an_averaged_copy_made_before_the_hole_was_found_runs_its_block():
+    image, mask = batch()
+    host = PLAIN.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, image=image, mask=mask, config=FIXED)
+    average = torch.optim.swa_utils.AveragedModel(host, avg_fn=lambda old, new, _: old.lerp(new, 0.5))
+    for each in batches(3):
+        train(PLAIN, host, optimizer, [each], distiller)
+        average.update_parameters(host)
+    assert changed_by_block(average.module, PLAIN, image, mask) > 0
+    assert injected(distiller._teacher.module).source is None, "a teacher sees no hole, and runs no block"
+    alone = copy.deepcopy(host)  # of which it is known
+    injected(alone).source = None
+    assert injected(host).source is not None
+
+
+def test_what_has_been_trained_stays_where_the_host_can_no_longer_be_copied():
+    host, optimizer, distiller = start(PLAIN)
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    own, count = injected(host), sum(len(group["params"]) for group in optimizer.param_groups)
+    host.reader = iter(lambda: 0, 1)  # such as that of a data loader
+    host.lock = threading.Lock()
+    host.double()
+    image, mask = (each.double() for each in batch())
+    with pytest.raises(PlanError, match="cop"):
+        PLAIN.call(host, image, mask)
+    assert injected(host) is own
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == count
+
+
+def test_hooks_of_a_host_from_another_process_are_not_replaced_by_later_ones(monkeypatch):
+    host, optimizer, distiller = start(PLAIN)
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    stored = pickle.dumps(distiller.detach())
+    monkeypatch.setattr(torch.utils.hooks.RemovableHandle, "next_id", 0)  # as it is in a new process
+    other = pickle.loads(stored)
+    numbers = {*other._forward_pre_hooks, *other._forward_hooks}
+    handles = [other.register_forward_pre_hook(lambda *_: None) for _ in range(max(numbers) + 2)]
+    for handle in handles:
+        handle.remove()
+    assert {*other._forward_pre_hooks, *other._forward_hooks} == numbers
+
+
+@pytest.mark.parametrize(
+    ("saved", "own", "words"),
+    [
+        ({}, {"completion_start": "interpolation"}, "completion at the input"),
+        ({"completion_levels": (1,)}, {"completion_levels": (0,)}, "completion after"),
+    ],
+    ids=["kind", "place"],
+)
+def test_weights_of_other_blocks_are_refused(saved, own, words, tmp_path):
+    image, mask = batch()
+    kept = []
+    for config in (saved, own):
+        host = PLAIN.build()
+        inpaint_distill.attach(host, make_optimizer(host), image=image, mask=mask, config={**FIXED, **config})
+        kept.append(host)
+    before = {name: value.clone() for name, value in kept[1].state_dict().items()}
+    with pytest.raises(StateError, match=words):
+        load_host(kept[1], kept[0].state_dict())
+    assert same(before, dict(kept[1].state_dict()))
+
+
+def test_a_fused_step_that_the_scaler_lets_do_nothing_moves_nothing_of_ours():
+    host = PLAIN.build()
+    optimizer = torch.optim.AdamW(host.parameters(), lr=1e-2, fused=True)
+    host, optimizer, distiller = start(PLAIN, host, optimizer)
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    before = {name: value.clone() for name, value in distiller._teacher.state()[0].items()}
+    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.ones(())  # what GradScaler sets for the step
+    image, mask = batch(7)
+    loss = reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    assert distiller._step == 2
+    assert same(before, distiller._teacher.state()[0])
+
+
+def test_a_distiller_loaded_when_it_is_over_is_saved_as_it_was(tmp_path):
+    config = {"completion": False, "decay": (1, 2)}
+    host, optimizer, distiller = start(PLAIN, **config)
+    train(PLAIN, host, optimizer, batches(3), distiller)
+    distiller.save(tmp_path / "first")
+    host, optimizer, distiller = start(PLAIN, **config)
+    distiller.load(tmp_path / "first")
+    train(PLAIN, host, optimizer, batches(2, 3), distiller)
+    distiller.save(tmp_path / "second")
+    (tensors, values), (own, others) = read_state(tmp_path / "first"), read_state(tmp_path / "second")
+    assert same(tensors, own)
+    assert values | {"step": 5} == others

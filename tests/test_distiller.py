@@ -5,6 +5,7 @@ import gc
 import weakref
 
 import pytest
+import timm.optim
 import torch
 from hosts import EVERY_HOST, ZOO, batch, batches, footprint, make_optimizer, reconstruct, same, state_of, train
 from torch.nn import functional as F
@@ -565,3 +566,26 @@ def test_a_learning_rate_that_is_a_tensor_is_followed_like_a_number(fused):
         runs.append((torch.stack(losses), torch.cat([p.detach().flatten() for p in host.parameters()])))
     for number, tensor in zip(*runs, strict=True):
         torch.testing.assert_close(number, tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lamb", "adan", "adafactorbv"])
+def test_what_an_optimizer_keeps_outside_its_moments_or_in_types_of_its_own_is_resumed_bit_for_bit(name, tmp_path):
+    toy = ZOO["separate"]
+
+    def begin():
+        host = toy.build()
+        optimizer = timm.optim.create_optimizer_v2(host, opt=name, lr=1e-2)
+        return host, optimizer, inpaint_distill.attach(host, optimizer, lookahead="off", config={"warmup": 0})
+
+    host, optimizer, distiller = begin()
+    train(toy, host, optimizer, batches(3), distiller)
+    kept = copy.deepcopy(host.state_dict()), copy.deepcopy(optimizer.state_dict())
+    distiller.save(tmp_path / "state")
+    train(toy, host, optimizer, batches(3, 3), distiller)
+    expected = distiller._terms.state()[0]
+    host, optimizer, distiller = begin()
+    host.load_state_dict(kept[0])
+    optimizer.load_state_dict(kept[1])
+    distiller.load(tmp_path / "state")
+    train(toy, host, optimizer, batches(3, 3), distiller)
+    assert same(expected, distiller._terms.state()[0])

@@ -15,7 +15,7 @@ from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.lookahead.finite_difference import finite_difference
 from inpaint_distill.lookahead.host_problem import Batch, recomputed
 from inpaint_distill.lookahead.unroll import lacks_double_backward, unroll
-from inpaint_distill.state import moments, set_moments
+from inpaint_distill.state import optimizer_state, set_optimizer_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -161,11 +161,12 @@ class Lookahead:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the moments, and the batches that are kept for the next look-ahead."""
-        tensors = {f"moments/{key}": value for key, value in moments(self._optimizer, self.meta, "/")[0].items()}
+        kept, _ = optimizer_state(self._optimizer, self.meta, "/")
+        tensors = {f"moments/{key}": value for key, value in kept.items()}
         for index, batch in enumerate(self._batches):
-            kept = {"image": batch.image, "mask": batch.mask}
-            kept |= {f"call{number}": tensor for number, (_, tensor) in enumerate(batch.call.tensors())}
-            tensors |= {f"batches/{index}/{key}": value for key, value in kept.items()}
+            own = {"image": batch.image, "mask": batch.mask}
+            own |= {f"call{number}": tensor for number, (_, tensor) in enumerate(batch.call.tensors())}
+            tensors |= {f"batches/{index}/{key}": value for key, value in own.items()}
         tensors |= {f"batches/{key}": value for key, value in self._pending.items()}
         return tensors, {"active": self.active, "unrolls": self._unrolls, "last": self._last}
 
@@ -180,7 +181,7 @@ class Lookahead:
             {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
             for prefix in ("moments/", "batches/")
         )
-        set_moments(self._optimizer, self.meta, kept, "/")
+        set_optimizer_state(self._optimizer, self.meta, kept, "/")
 
     def _restore(self, call: HostCall, autocast: torch.dtype | None) -> None:
         pending, self._pending = self._pending, {}

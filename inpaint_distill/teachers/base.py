@@ -12,7 +12,7 @@ from torch import nn
 from inpaint_distill.errors import CaptureError
 from inpaint_distill.host.guard import copy_module, forked_rng
 from inpaint_distill.host.watch import Watch
-from inpaint_distill.injection import DESCRIPTION
+from inpaint_distill.injection import DESCRIPTION, injected
 from inpaint_distill.teachers.unneeded import leave_out, put_back
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ class CopyTeacher(Teacher):
     def bind(self, host: nn.Module) -> None:
         """Copy the host, with its weights; the copy is in eval mode and takes no gradient."""
         self.module = copy_module(host)
+        if (blocks := injected(self.module)) is not None:
+            blocks.stand_alone()
         self.module.eval()  # some public hosts return None here
         self.module.requires_grad_(False)
 
@@ -125,6 +127,7 @@ class CopyTeacher(Teacher):
         """Leave out what neither the features depend on nor, where it is given, the ``result`` of the output."""
         if self.watch is None:
             raise RuntimeError("the teacher has not been planned")
+        put_back(self.module, self.left_out)  # what was left out of another call
         stages, sites, size = self.watch.stages, self.watch.sites, (image.shape[2], image.shape[3])
 
         def views(module: nn.Module) -> Any:

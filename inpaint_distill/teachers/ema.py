@@ -8,6 +8,7 @@ from torch import nn
 
 from inpaint_distill.distributed import average_
 from inpaint_distill.host.guard import copy_module
+from inpaint_distill.injection import injected
 from inpaint_distill.teachers.base import CopyTeacher, running_statistics
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class EMATeacher(CopyTeacher):
 
         self.average = ModelEmaV3(copy_module(host), decay=self.decay, use_warmup=True)
         self.module = self.average.module
+        if (blocks := injected(self.module)) is not None:
+            blocks.stand_alone()
         self.steps = 0  # those of another host do not count
         self.module.requires_grad_(False)
         kind = nn.modules.batchnorm._BatchNorm

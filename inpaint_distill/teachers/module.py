@@ -14,7 +14,7 @@ from inpaint_distill.host.attention_choice import named_attention
 from inpaint_distill.host.attention_discovery import find_attention
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.discovery import choose_encoder, find_encoders
-from inpaint_distill.host.guard import forked_rng, module_device
+from inpaint_distill.host.guard import forked_rng, module_device, module_place
 from inpaint_distill.host.named_stages import named_stages, output_stages
 from inpaint_distill.host.taps import MethodHook
 from inpaint_distill.host.trace import trace_forward
@@ -109,6 +109,8 @@ class ModuleTeacher(Teacher):
         if self.watch is None:
             raise RuntimeError("the teacher has not been planned")
         with torch.no_grad(), forked_rng(image.device), _in_eval_mode(self.module):
+            own = module_place(self.module)[1]
+            image = image.to(own) if own.is_floating_point else image
             seen = self.watch.run(lambda: self.call(self.module, image), lambda: self.shown)
         kept = dict(zip(self.watch.stages, seen.features, strict=True))
         return Views([kept[stage] for stage in self.paired], seen.attention)

@@ -12,7 +12,7 @@ from inpaint_distill.distributed import average_
 from inpaint_distill.errors import ConfigError, InputError
 from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.host.outputs import in_output_range, restored_images
-from inpaint_distill.state import moments, set_moments
+from inpaint_distill.state import optimizer_state, set_optimizer_state
 from inpaint_distill.teachers.base import CopyTeacher, running_statistics
 from inpaint_distill.teachers.quality import images_from, images_in, measure_quality
 from inpaint_distill.teachers.unneeded import moved_copy
@@ -140,7 +140,7 @@ class OnlineTeacher(_ReconstructionTeacher):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the copy's weights and its optimizer's moments."""
         state = {f"module.{key}": value for key, value in super().state()[0].items()}
-        kept, _ = moments(self.optimizer, self._numbered)
+        kept, _ = optimizer_state(self.optimizer, self._numbered)
         state |= {f"optimizer.{key}": value for key, value in kept.items()}
         return state, {"steps": self.trained_steps}
 
@@ -152,7 +152,7 @@ class OnlineTeacher(_ReconstructionTeacher):
             for prefix in ("module.", "optimizer.")
         )
         self.module.load_state_dict(weights)
-        set_moments(self.optimizer, self._numbered, kept)
+        set_optimizer_state(self.optimizer, self._numbered, kept)
 
     @property
     def _numbered(self) -> dict[str, nn.Parameter]:

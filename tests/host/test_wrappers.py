@@ -361,6 +361,9 @@ def test_a_host_that_is_replicated_in_mid_training_is_refused_and_keeps_what_its
     torch.testing.assert_close(dict(host.state_dict()), before, rtol=0, atol=0)
     TOY.call(host, image, mask)  # itself it goes on
     assert distiller.loss(image, mask) > 0
+    distiller.detach()
+    with pytest.raises(PlanError, match="DataParallel, which runs copies"), torch.no_grad():
+        TOY.call(host._replicate_for_data_parallel(), image, mask)
 
 
 def test_an_adapter_of_ours_is_found_behind_a_wrapper(alone):

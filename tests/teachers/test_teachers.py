@@ -1,6 +1,7 @@
 """Teachers: what each kind computes, when it moves, what it costs and what it gives back."""
 
 import copy
+import inspect
 from dataclasses import dataclass, replace
 
 import pytest
@@ -17,6 +18,7 @@ from inpaint_distill.errors import ConfigError, PlanError
 from inpaint_distill.host.call import HostCall
 from inpaint_distill.host.explain import derive_recipe
 from inpaint_distill.plan import Wanted, plan_call
+from inpaint_distill.teachers.unneeded import _Shell
 
 TOY = ZOO["separate"]
 
@@ -480,3 +482,32 @@ def test_a_module_is_the_teacher_of_two_hosts_of_which_one_is_detached():
     pairs[1][2].detach()
     assert same(dict(module.state_dict()), dict(before))
     assert [part.training for part in module.modules()] == flags
+
+
+def test_what_is_left_out_does_not_pile_up_where_calls_take_turns():
+    toy = ZOO["two_stage"]
+    host = toy.build()
+    optimizer = make_optimizer(host)
+    distiller = inpaint_distill.attach(host, optimizer, lookahead="off")
+    for index, (image, mask) in enumerate(batches(6)):
+        given = (image * (1 - mask), mask)
+        named = dict(zip(inspect.signature(host.forward).parameters, given, strict=True))
+        output = host(**named) if index % 2 else host(*given)
+        loss = toy.select(output).mean() + distiller.loss(image, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert distiller._teacher.left_out
+    for module in distiller._teacher.module.modules():
+        assert not isinstance(getattr(module.forward, "forward", None), _Shell)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_module_is_shown_the_image_in_its_own_type(dtype):
+    host = ZOO["separate"].build().to(dtype)
+    optimizer = make_optimizer(host)
+    teacher = timm.create_model("resnet10t", features_only=True, out_indices=(0, 1, 2))
+    distiller = inpaint_distill.attach(host, optimizer, teacher=teacher, lookahead="off")
+    image, mask = (each.to(dtype) for each in batch())
+    ZOO["separate"].call(host, image, mask)
+    assert distiller.loss(image, mask).isfinite()
