@@ -242,13 +242,12 @@ class Distiller:
         Raises:
             StateError: The folder does not exist, or the host has not run yet.
         """
-        if self.plan is None and self._pending is not None:  # distillation was over when it was loaded
-            dataclasses.replace(self._pending, step=self._step).write(path)
-            return
         if self.plan is None:
-            raise StateError(
-                f"to save the distiller to {path}", "the host has not run yet", "save after the first step"
-            )
+            if self._pending is None:
+                asked, fix = f"to save the distiller to {path}", "save after the first step"
+                raise StateError(asked, "the host has not run yet", fix)
+            dataclasses.replace(self._pending, step=self._step).write(path)  # nothing is planned after the fade
+            return
         tensors, values = pack(self._parts)
         SavedDistiller(
             step=self._step,
@@ -280,9 +279,7 @@ class Distiller:
     def _before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if runs_again():
-            return None
-        if self._paused or not self._wants_forward:
+        if runs_again() or self._paused or not self._wants_forward:
             return None
         if not torch.is_grad_enabled():
             self._ran_without_grad = True

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.host.watch import Views
 
-__all__ = ["CopyTeacher", "Teacher", "running_statistics"]
+__all__ = ["CopyTeacher", "Teacher", "running_statistics", "teacher_copy"]
 
 
 class Teacher(ABC):
@@ -89,6 +89,14 @@ class Teacher(ABC):
         return self.kind
 
 
+def teacher_copy(host: nn.Module) -> nn.Module:
+    """Copy a host with its weights; blocks in the copy do not learn with the host where the hole is: it sees none."""
+    module = copy_module(host)
+    if (blocks := injected(module)) is not None:
+        blocks.stand_alone()
+    return module
+
+
 class CopyTeacher(Teacher):
     """A teacher of the host's own architecture, run by the host's own call.
 
@@ -105,9 +113,7 @@ class CopyTeacher(Teacher):
 
     def bind(self, host: nn.Module) -> None:
         """Copy the host, with its weights; the copy is in eval mode and takes no gradient."""
-        self.module = copy_module(host)
-        if (blocks := injected(self.module)) is not None:
-            blocks.stand_alone()
+        self.module = teacher_copy(host)
         self.module.eval()  # some public hosts return None here
         self.module.requires_grad_(False)
 

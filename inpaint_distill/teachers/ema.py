@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from inpaint_distill.distributed import average_
-from inpaint_distill.host.guard import copy_module
-from inpaint_distill.injection import injected
-from inpaint_distill.teachers.base import CopyTeacher, running_statistics
+from inpaint_distill.teachers.base import CopyTeacher, running_statistics, teacher_copy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,10 +38,8 @@ class EMATeacher(CopyTeacher):
         """Start the average at the host's weights."""
         from timm.utils.model_ema import ModelEmaV3
 
-        self.average = ModelEmaV3(copy_module(host), decay=self.decay, use_warmup=True)
+        self.average = ModelEmaV3(teacher_copy(host), decay=self.decay, use_warmup=True)
         self.module = self.average.module
-        if (blocks := injected(self.module)) is not None:
-            blocks.stand_alone()
         self.steps = 0  # those of another host do not count
         self.module.requires_grad_(False)
         kind = nn.modules.batchnorm._BatchNorm
