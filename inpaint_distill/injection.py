@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from inpaint_distill.errors import CaptureError, PlanError, StateError
 from inpaint_distill.host.attention_calls import apart
 from inpaint_distill.host.call import HostCall
+from inpaint_distill.host.compiling import is_exporting
 from inpaint_distill.host.guard import forked_rng, runs_again
 from inpaint_distill.host.hole import HoleSource
 from inpaint_distill.host.image_source import ImageSource
@@ -169,7 +170,7 @@ class Injected(nn.Module):
             return None
 
         def change(pixels: Tensor) -> Tensor:
-            own = pixels.new_zeros(len(pixels), 1, *pixels.shape[2:]) if hole is None else hole
+            own = torch.zeros_like(pixels[:, :1]) if hole is None else hole
             changed: Tensor = block(pixels, own)
             return changed
 
@@ -178,6 +179,8 @@ class Injected(nn.Module):
     def end(self) -> None:
         """Note that the forward is over; the hole is kept for what gradient checkpointing runs again in backward."""
         self._over = True
+        if is_exporting():
+            self._hole = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the hole of the last batch out of copies and files."""

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["AroundCompiled", "EagerForward", "break_graph", "is_compiled_in_place", "uncompiled"]
+__all__ = ["AroundCompiled", "EagerForward", "break_graph", "is_compiled_in_place", "is_exporting", "uncompiled"]
 
+
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+"""Whether ``torch.export`` is at work; before torch 2.7 nothing tells."""
 
 _BREAKS_SAY_WHY = hasattr(torch.compiler, "set_stance")  # both came with torch 2.6
 

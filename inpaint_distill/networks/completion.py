@@ -110,7 +110,7 @@ class CompletionBlock(nn.Module):
         """
         height, width = feature.shape[2:]
         self.check_size((height, width))
-        share = F.adaptive_avg_pool2d(hole.float(), (height, width)).expand(len(feature), -1, -1, -1)
+        share = F.adaptive_avg_pool2d(hole.float(), (height, width)).expand(feature.shape[0], -1, -1, -1)
         with torch.autocast(feature.device.type, enabled=False):
             wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
             filled = wide if self.adaptive and not self.interpolate else pull_push(wide, 1 - share)

@@ -80,7 +80,7 @@ def _gathered(feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor) -
     first = torch.arange(batch, device=feature.device).view(-1, 1, 1) * (height * width)
     row = torch.arange(height, device=feature.device).view(-1, 1) - size // 2
     column = torch.arange(width, device=feature.device) - size // 2
-    out = pixels.new_zeros(len(pixels), len(weight))
+    out = pixels.new_zeros(pixels.shape[0], len(weight))
     for k in range(size * size):  # a point at a time: no (B, C, K*K, H, W) tensor
         sample = torch.zeros_like(pixels)
         for y, share_y in _neighbours(offset[:, 2 * k] + (row + k // size), height):
@@ -97,10 +97,10 @@ def _bagged(feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor, whe
     points = size * size
     pixels = feature.permute(0, 2, 3, 1).reshape(-1, channels)
     device = feature.device
-    chosen = torch.arange(len(pixels), device=device) if where is None else where.flatten().nonzero()[:, 0]
+    chosen = torch.arange(pixels.shape[0], device=device) if where is None else where.flatten().nonzero()[:, 0]
 
     def rows(values: Tensor, *last: int) -> Tensor:
-        return values.permute(0, 2, 3, 1).reshape(len(pixels), *last).index_select(0, chosen)
+        return values.permute(0, 2, 3, 1).reshape(pixels.shape[0], *last).index_select(0, chosen)
 
     shift, share = rows(offset, points, 2), rows(kernel, points)
     point = torch.arange(points, device=device)
@@ -117,7 +117,7 @@ def _bagged(feature: Tensor, weight: Tensor, offset: Tensor, kernel: Tensor, whe
     samples = _Bags.apply(pixels, bags, weights)
     out = F.linear(samples.view(len(chosen), points * channels), weight.permute(0, 2, 3, 1).flatten(1))
     if where is not None:
-        out = out.new_zeros(len(pixels), len(weight)).index_copy(0, chosen, out)
+        out = out.new_zeros(pixels.shape[0], len(weight)).index_copy(0, chosen, out)
     return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
