@@ -34,6 +34,7 @@ COMMAND = "python benchmarks/boost_study.py --data PHOTOS --masks MASKS --out ST
 FILES = {
     "all metrics": "table.md",
     "JSON": "result.json",
+    "runs": "runs.jsonl",
     "curves": "curves.png",
     "differences": "forest.png",
     "images": "panels.png",

@@ -6,10 +6,10 @@ The protocol, ``boost_study.yaml``, names hosts and regimes. A cell is one host 
 ``inpaint-distill boost`` in the folder ``STUDY/HOST-REGIME``. What is finished is not done again, so that the same
 command goes on after Ctrl-C. With ``--together N``, N cells are trained at a time, to fill an accelerator or many
 cores; what their steps cost is measured before, one cell after the other. After each cell, and with ``--collect``
-without any training, two files are written from all cells in ``STUDY``:
+without any training, there is written from what lies in ``STUDY``:
 
-    runs.jsonl         a line per finished run, with its host, its regime, its curve and whether it is a trial
-    boost_study.json   facts and comparisons of the cells, means over the hosts, and the cells that are not run yet
+    HOST-REGIME/runs.jsonl   a line per finished run of the cell, with its curve, its scores and whether it is a trial
+    boost_study.json         facts and comparisons of the cells, means over the hosts, and the cells not run yet
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
 import statistics
 import subprocess
 import sys
@@ -243,12 +242,14 @@ def number(value: Any) -> Any:
 
 
 def collect(out: Path, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Write ``runs.jsonl`` and ``boost_study.json`` from the cells of the protocol that lie in a folder."""
-    runs, cells, rows, results, missing = [], [], [], [], []
+    """Return the content of ``boost_study.json``, of the cells that lie in a folder, and write their ``runs.jsonl``."""
+    cells, rows, results, missing = [], [], [], []
     for regime in protocol["regimes"]:
         for host in (each["name"] for each in protocol["hosts"]):
             folder = out / f"{host}-{regime}"
-            runs += finished_runs(folder, host, regime)
+            if (folder / "runs").is_dir():  # of a published cell there is the file alone
+                lines = [json.dumps(run) for run in finished_runs(folder, host, regime)]
+                write_text(folder / "runs.jsonl", "".join(f"{line}\n" for line in lines))
             if not (folder / "result.json").exists():
                 missing.append({"host": host, "regime": regime})
                 continue
@@ -256,11 +257,9 @@ def collect(out: Path, protocol: Mapping[str, Any]) -> dict[str, Any]:
             results.append(result)
             cells.append(cell(result, host, regime, cell_settings(protocol, host, regime)))
             rows += [{"host": host, "regime": regime, **row} for row in compared(result["comparisons"])]
-    commands = out / "commands.txt"
-    study = {
+    return {
         "schema": SCHEMA,
         "created": max((result["created"] for result in results), default=None),
-        "commands": commands.read_text(encoding="utf-8").splitlines() if commands.exists() else [],
         "versions": distinct(result["versions"] for result in results),
         "machine": distinct(result["machine"] for result in results),
         "protocol": dict(protocol),
@@ -269,10 +268,6 @@ def collect(out: Path, protocol: Mapping[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "overall": overall(rows),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "runs.jsonl", "".join(f"{json.dumps(run)}\n" for run in runs))
-    write_json(out / "boost_study.json", study)
-    return study
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
@@ -290,15 +285,6 @@ def chosen(names: Sequence[str] | None, options: Sequence[str], what: str) -> li
         if name not in options:
             raise ConfigError(f"{what} {name!r}", "the protocol has none of that name", near_names(name, options))
     return list(names or options)
-
-
-def note(out: Path, arguments: Sequence[str]) -> None:
-    """Keep the command that trains, once."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "commands.txt"
-    line = shlex.join(["python", "benchmarks/boost_study.py", *arguments])
-    before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    file.write_text("".join(f"{each}\n" for each in distinct([*before, line])), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -337,8 +323,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plan = [
                 (host, regime, cell_settings(protocol, host, regime, **given)) for regime in regimes for host in hosts
             ]
-            if not parsed.part:
-                note(parsed.out, words)
             if parsed.together > 1 and not parsed.part:
                 if code := train_together(plan, parsed.out, words, parsed.together):
                     return code
@@ -348,8 +332,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 train(settings, parsed.out / f"{host}-{regime}", console)
                 if parsed.part:
                     return 0
-                collect(parsed.out, protocol)
+                write_json(parsed.out / "boost_study.json", collect(parsed.out, protocol))
+        parsed.out.mkdir(parents=True, exist_ok=True)
         study = collect(parsed.out, protocol)
+        write_json(parsed.out / "boost_study.json", study)
     except InpaintDistillError as error:
         print(f"boost_study: {type(error).__name__}\n{error}", file=sys.stderr)
         return 2
