@@ -183,6 +183,12 @@ def adopt(optimizer: torch.optim.Optimizer, host: nn.Module, own: Injected) -> N
         wanted = {id(parameter) for parameter in block.parameters()} - present
         added = [(name, parameter) for name, parameter in own.named_parameters(RESERVED) if id(parameter) in wanted]
         values = [parameter for _, parameter in added]
+        if added and isinstance(getattr(optimizer, "optim", None), torch.optim.Optimizer):
+            raise OptimizerError(
+                "to train the blocks that stay in the host",
+                f"{type(optimizer).__name__}, which has shared the parameters out among the processes already",
+                "attach(host, image=image, mask=mask), make the optimizer, and call distiller.step() after its steps",
+            )
         if added and _alike(optimizer, values) is None and _alike(optimizer, chosen["params"]) is not None:
             raise OptimizerError(
                 "to train the blocks that stay in the host",

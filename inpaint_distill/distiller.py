@@ -72,6 +72,7 @@ class Distiller:
     Attributes:
         config: Every choice.
         plan: What is tapped and added, once the host has run; prints as a table.
+        attached: Whether it watches: until :meth:`detach`.
     """
 
     def __init__(
@@ -111,8 +112,9 @@ class Distiller:
         self._paused = 0
         self._step = 0
         self._handles: list[Any] = []
-        self._attached = True
+        self.attached = True
         self._eager = EagerForward()
+        teacher.engage(self)
 
     # -- what the user calls -------------------------------------------------------------------------------------
 
@@ -134,7 +136,7 @@ class Distiller:
             ReplayError: The host's call cannot be repeated with the complete image.
             NumericsError: A term saw NaN or inf, unless ``Config(nonfinite="skip")``.
         """
-        if not self._attached:
+        if not self.attached:
             raise CaptureError("a distillation loss", "the distiller is detached", "attach() again")
         check_shapes(image, mask, latent=self._wanted.latent)
         if self._paused:
@@ -157,6 +159,7 @@ class Distiller:
     def log(self) -> dict[str, Tensor]:
         """Named values of the last loss, detached, on the device: terms, the factors they entered with, the sum.
 
+        Empty once all has faded. With ``Config(every=n)`` they are those of the last step that was distilled.
         With ``Config(nonfinite="skip")`` also how often each term has been left out, ``skipped/...``.
         """
         found = dict(self._composer.log)
@@ -176,10 +179,12 @@ class Distiller:
 
     def step(self) -> None:
         """Follow one optimizer step; called by the optimizer's own hook where one was given to :func:`attach`."""
-        if not self._attached:
+        if not self.attached:
             return
         self._forget()  # a forward of the weights before the step
         if self._composer.over(self._step):  # the teacher is not asked again
+            self._composer.log = {}
+            self._lookahead.forget()
             self._step += 1
             return
         with self._processes.joint():
@@ -209,7 +214,7 @@ class Distiller:
                 :func:`~inpaint_distill.save_host` saves them with it. ``False`` takes them out, and out of the
                 optimizer.
         """
-        self._attached = False
+        self.attached = False
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -217,10 +222,11 @@ class Distiller:
             self._watch.remove()
         self._teacher.release()
         self._forwards.clear()
-        if self._injected is not None and not keep_completion:
+        own = None if keep_completion else injected(self._host)  # also those of an earlier distiller
+        if own is not None:
             if self._optimizer is not None:
-                disown(self._optimizer, self._injected)
-            self._injected.remove(self._host)
+                disown(self._optimizer, own)
+            own.remove(self._host)
             self._injected = None
         return self._called
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from inpaint_distill.host.stage import Stage
     from inpaint_distill.plan import Plan
 
+_FIX = "ask for what is there, or take it out first: distiller.detach(keep_completion=False)"
+
 __all__ = ["completion_stages", "inject", "inject_saved"]
 
 
@@ -70,10 +72,22 @@ def inject(
             raise PlanError(
                 f"to inject {' and '.join(KINDS[kind][0] for kind in wanted)}",
                 f"the host has {' and '.join(KINDS[kind][0] for kind in present)} already",
-                "ask for what is there, or take it out first: distiller.detach(keep_completion=False)",
+                _FIX,
             )
+        if config.completion and isinstance(config.completion_levels, tuple):
+            asked = [f"after {stage.label}" for stage in completion_stages(plan.stages, config, plan.image_size)]
+            found = _places(own)
+            if found != asked:
+                raise PlanError(f"completion blocks {' and '.join(asked)}", f"those {' and '.join(found)}", _FIX)
     site = _attention_site(own) if tap else None
     return own, (*plan.attention, site) if site else plan.attention
+
+
+def _places(own: Injected) -> list[str]:
+    """Say where the completion blocks of a host are."""
+    pairs = zip(own.blocks, own.stages, strict=True)
+    after = [f"after {stage.label}" for block, stage in pairs if isinstance(block, CompletionBlock)]
+    return ["at the input"] * (own.image_block is not None) + after
 
 
 def inject_saved(host: nn.Module, state: Mapping[str, Any], prefix: str = "", *, planned: bool) -> Injected | None:

@@ -13,7 +13,7 @@ from torch import nn
 import inpaint_distill
 from inpaint_distill import Config, load_host, save_host
 from inpaint_distill.config import from_dict, to_dict
-from inpaint_distill.errors import CaptureError, ConfigError, PlanError, StateError
+from inpaint_distill.errors import CaptureError, ConfigError, OptimizerError, PlanError, StateError
 from inpaint_distill.host.trace import RESERVED as NAME
 from inpaint_distill.injection import injected
 from inpaint_distill.networks.fill import pull_push
@@ -279,7 +279,7 @@ def test_a_second_distiller_takes_it_for_the_completion_it_was_asked_for():
     train(PLAIN, host, optimizer, batches(1), distiller)
     distiller.detach()
     own = injected(host)
-    again = start(PLAIN, host, optimizer, completion_levels=(0,))[-1]
+    again = start(PLAIN, host, optimizer, completion_levels=None)[-1]
     train(PLAIN, host, optimizer, batches(1), again)
     assert injected(host) is own
     again.detach()
@@ -544,3 +544,75 @@ def test_a_distiller_loaded_when_it_is_over_is_saved_as_it_was(tmp_path):
     (tensors, values), (own, others) = read_state(tmp_path / "first"), read_state(tmp_path / "second")
     assert same(tensors, own)
     assert values | {"step": 5} == others
+
+
+# -- what an earlier distiller has left --------------------------------------------------------------------------------
+
+
+def test_a_distiller_without_completion_takes_out_the_block_that_an_earlier_one_left():
+    host, optimizer, distiller = start(PLAIN)
+    train(PLAIN, host, optimizer, batches(2), distiller)
+    distiller.detach()
+    later = inpaint_distill.attach(host, optimizer, config={"warmup": 0})
+    train(PLAIN, host, optimizer, batches(1), later)
+    assert injected(host) is not None
+    later.detach(keep_completion=False)
+    bare = PLAIN.build()
+    assert injected(host) is None
+    assert host.state_dict().keys() == bare.state_dict().keys()
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(bare.parameters()))
+    assert len(optimizer.state) == len(list(bare.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("left", "asked", "words"),
+    [
+        ({}, {"completion_levels": (1,)}, "after enc1\nfound: those at the input"),
+        ({"completion_levels": (0,)}, {"completion_levels": (1,)}, "after enc1\nfound: those after enc0"),
+        (
+            {"completion_levels": (0, 1)},
+            {"completion_levels": (0,)},
+            "found: those after enc0 and after enc1",
+        ),
+        ({"completion_levels": (0,)}, {"completion_levels": (0,)}, None),
+        ({"completion_levels": (0,)}, {}, None),  # no place is named: those that are there
+    ],
+)
+def test_blocks_that_are_asked_for_by_level_and_stand_elsewhere_are_an_error(left, asked, words):
+    image, mask = batch()
+    host, optimizer, distiller = start(PLAIN, **left)
+    train(PLAIN, host, optimizer, batches(1), distiller)
+    distiller.detach()
+    before = footprint(host)
+    given = {"config": {**FIXED, **asked}, "image": image, "mask": mask}
+    if words is None:
+        inpaint_distill.attach(host, optimizer, **given).detach()
+    else:
+        with pytest.raises(PlanError, match=words):
+            inpaint_distill.attach(host, optimizer, **given)
+    assert footprint(host) == before
+
+
+class SharedOut(torch.optim.Adam):
+    """Keeps its parameters in an optimizer inside, as ZeroRedundancyOptimizer does."""
+
+    def __init__(self, parameters, **settings):
+        super().__init__(parameters, **settings)
+        self.optim = torch.optim.Adam(self.param_groups[0]["params"], **settings)
+
+
+def test_an_optimizer_that_has_shared_its_parameters_out_is_refused_with_a_way_that_works():
+    host = PLAIN.build()
+    before = footprint(host)
+    image, mask = batch()
+    with pytest.raises(OptimizerError, match=r"(?s)shared the parameters out.*call distiller.step\(\)"):
+        inpaint_distill.attach(host, SharedOut(host.parameters()), config=FIXED, image=image, mask=mask)
+    assert footprint(host) == before
+    distiller = inpaint_distill.attach(host, config=FIXED, image=image, mask=mask)
+    optimizer = SharedOut(host.parameters(), lr=1e-2)
+    for image, mask in batches(2):
+        (reconstruct(PLAIN, host, image, mask) + distiller.loss(image, mask)).backward()
+        optimizer.optim.step()
+        optimizer.zero_grad()
+        distiller.step()
+    assert injected(host).image_block.weight.abs().max() > 0

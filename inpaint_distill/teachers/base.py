@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from inpaint_distill.errors import CaptureError
+from inpaint_distill.errors import CaptureError, PlanError
 from inpaint_distill.host.guard import copy_module, forked_rng
 from inpaint_distill.host.watch import Watch
 from inpaint_distill.injection import DESCRIPTION, injected
@@ -41,6 +42,19 @@ class Teacher(ABC):
 
     kind: ClassVar[str]
     sites: tuple[AttentionSite, ...] = ()
+    _engaged: Callable[[], Any] | None = None
+
+    def engage(self, distiller: Any) -> None:
+        """Teach for this distiller.
+
+        Raises:
+            PlanError: It teaches for another one, which has not been detached.
+        """
+        other = self._engaged() if self._engaged is not None else None
+        if other is not None and other is not distiller and other.attached:
+            asked, found = f"the teacher, {self.describe()}", "one that teaches for another distiller"
+            raise PlanError(asked, found, "make a teacher for each, or detach the other distiller first")
+        self._engaged = weakref.ref(distiller)
 
     def check(self) -> None:  # noqa: B027 - optional
         """Refuse, before anything is installed, what cannot work; nothing by default."""

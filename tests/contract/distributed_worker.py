@@ -368,7 +368,7 @@ def sharded():
         distiller = inpaint_distill.attach(late, config=SETTINGS, **images)
         fully_shard(late)
         texts.append(refused(lambda late=late: HOST.call(late, IMAGE, MASK)))
-        clean = clean and len(late._forward_hooks) == len(host._forward_hooks) and not distiller._attached
+        clean = clean and len(late._forward_hooks) == len(host._forward_hooks) and not distiller.attached
     part = HOST.build()
     fully_shard(part.enc1)
     texts.append(refused(lambda: inpaint_distill.attach(part)))

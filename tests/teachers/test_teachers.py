@@ -1,6 +1,7 @@
 """Teachers: what each kind computes, when it moves, what it costs and what it gives back."""
 
 import copy
+import gc
 import inspect
 from dataclasses import dataclass, replace
 
@@ -482,6 +483,26 @@ def test_a_module_is_the_teacher_of_two_hosts_of_which_one_is_detached():
     pairs[1][2].detach()
     assert same(dict(module.state_dict()), dict(before))
     assert [part.training for part in module.modules()] == flags
+
+
+def _backbone():
+    return ModuleTeacher(timm.create_model("test_resnet", features_only=True))
+
+
+@pytest.mark.parametrize("kind", [EMATeacher, OnlineTeacher, _backbone])
+def test_a_teacher_object_teaches_for_one_distiller_at_a_time(kind):
+    teacher, hosts = kind(), [TOY.build() for _ in range(3)]
+    first = inpaint_distill.attach(hosts[0], make_optimizer(hosts[0]), teacher=teacher, config={"balance": "none"})
+    with pytest.raises(PlanError, match="teaches for another distiller"):
+        inpaint_distill.attach(hosts[1], teacher=teacher)
+    assert not hosts[1]._forward_pre_hooks
+    train(TOY, hosts[0], first._optimizer, batches(2), first)
+    first.detach()
+    second = inpaint_distill.attach(hosts[1], teacher=teacher)
+    train(TOY, hosts[1], make_optimizer(hosts[1]), batches(1), second)
+    del second  # forgotten, not detached
+    gc.collect()
+    inpaint_distill.attach(hosts[2], teacher=teacher)
 
 
 def test_what_is_left_out_does_not_pile_up_where_calls_take_turns():
