@@ -6,9 +6,10 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from inpaint_distill.description import spec_in
 from inpaint_distill.errors import InpaintDistillError, StateError
 from inpaint_distill.host.wrappers import unwrap
-from inpaint_distill.injection import Injected, injected, spec_in
+from inpaint_distill.injection import Injected, injected
 from inpaint_distill.state import read_state, write_state
 
 if TYPE_CHECKING:

@@ -212,7 +212,7 @@ class Distiller:
         Args:
             keep_completion: Leave injected blocks in the host, where they have become part of what it has learned;
                 :func:`~inpaint_distill.save_host` saves them with it. ``False`` takes them out, and out of the
-                optimizer.
+                optimizer; not those of an earlier distiller, where this one has no completion.
         """
         self.attached = False
         for handle in self._handles:
@@ -222,11 +222,10 @@ class Distiller:
             self._watch.remove()
         self._teacher.release()
         self._forwards.clear()
-        own = None if keep_completion else injected(self._host)  # also those of an earlier distiller
-        if own is not None:
+        if self._injected is not None and not keep_completion:
             if self._optimizer is not None:
-                disown(self._optimizer, own)
-            own.remove(self._host)
+                disown(self._optimizer, self._injected)
+            self._injected.remove(self._host)
             self._injected = None
         return self._called
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import distributed
 
+from inpaint_distill.description import spec_in
 from inpaint_distill.errors import PlanError, StateError
 from inpaint_distill.host.attention import AttentionSite
 from inpaint_distill.host.trace import RESERVED
-from inpaint_distill.injection import KINDS, Injected, completion_kind, injected, kind_of, spec_in
+from inpaint_distill.injection import KINDS, Injected, completion_kind, injected, kind_of
 from inpaint_distill.networks.completion import CompletionBlock
 from inpaint_distill.networks.fusion import GlobalLocalAttention
 

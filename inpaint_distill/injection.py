@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from inpaint_distill.description import EXTRA, encode, kinds_and_places, read
 from inpaint_distill.errors import CaptureError, PlanError, StateError
 from inpaint_distill.host.attention_calls import apart
 from inpaint_distill.host.call import HostCall
@@ -27,11 +27,11 @@ from inpaint_distill.networks.completion import CompletionBlock
 from inpaint_distill.networks.fusion import GlobalLocalAttention
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 _Block = TypeVar("_Block", bound=nn.Module)
 
-__all__ = ["DESCRIPTION", "KINDS", "Injected", "check_unlisted", "injected", "kind_of", "spec_in"]
+__all__ = ["KINDS", "Injected", "check_unlisted", "completion_kind", "injected", "kind_of"]
 
 KINDS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
     "completion": ("completion block", CompletionBlock),
@@ -49,10 +49,6 @@ KINDS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
 """By the names in files: the name in messages, and how to build one for so many channels."""
 
 _HIDDEN = 32  # channels inside the block of an image, whose own three would be few
-_EXTRA = "_extra_state"  # torch's name for what get_extra_state() returns
-DESCRIPTION = f"{RESERVED}.{_EXTRA}"
-"""In a host's ``state_dict``: what is injected into it."""
-_ROOM = 1024  # characters: more than a description of where the hole is has
 
 
 class _Known:
@@ -253,17 +249,8 @@ class Injected(nn.Module):
         }
 
     def get_extra_state(self) -> Tensor:
-        """Return :meth:`to_spec` for the host's ``state_dict``, from which :func:`spec_in` reads it in any file.
-
-        Its characters as numbers, which safetensors, averages of states and changes of type leave alone: of the blocks'
-        type and device, as what averages all of a state at once wants them, and as many before it is known where the
-        hole is, so that it finds the same shapes.
-        """
-        spec = self.to_spec()
-        short = len(json.dumps({**spec, "source": None}))
-        length = -(-(short + _ROOM) // _ROOM) * _ROOM
-        codes = torch.frombuffer(bytearray(json.dumps(spec).ljust(length), "ascii"), dtype=torch.uint8)
-        return codes.to(next(self.parameters()))
+        """Return :meth:`to_spec` for the host's ``state_dict``, from which :func:`spec_in` reads it in any file."""
+        return encode(self.to_spec(), next(self.parameters()))
 
     def set_extra_state(self, state: Any) -> None:
         """Take from a state where the hole is, unless that is known.
@@ -271,9 +258,9 @@ class Injected(nn.Module):
         Raises:
             StateError: The state is of blocks of another kind, or in other places.
         """
-        if (spec := _parsed(state)) is None:
+        if (spec := read(state)) is None:
             return
-        own, others = (_kinds_and_places(each) for each in (self.to_spec(), spec))
+        own, others = (kinds_and_places(each) for each in (self.to_spec(), spec))
         if own != others:
             raise StateError(
                 f"weights for {' and '.join(own)}",
@@ -286,8 +273,8 @@ class Injected(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         prefix, missing = args[1], args[4]
-        if f"{prefix}{_EXTRA}" in missing:  # a state of before there was one
-            missing.remove(f"{prefix}{_EXTRA}")
+        if f"{prefix}{EXTRA}" in missing:  # a state of before there was one
+            missing.remove(f"{prefix}{EXTRA}")
 
     @staticmethod
     def read_source(spec: dict[str, Any]) -> HoleSource | None:
@@ -314,44 +301,6 @@ class Injected(nn.Module):
             own.remove(host)
             raise
         return own
-
-
-def spec_in(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any] | None:
-    """Return what a host's state says is injected into it; ``None`` where nothing is.
-
-    Args:
-        state: A ``state_dict``.
-        prefix: What stands before the host's own names.
-
-    Raises:
-        StateError: There are weights of blocks without a readable description of these.
-    """
-    names = [name for name in state if name.startswith(f"{prefix}{RESERVED}.")]
-    if not names:
-        return None
-    spec = _parsed(state.get(f"{prefix}{DESCRIPTION}"))
-    if spec is None:
-        fix = "attach(..., image=image, mask=mask) before they are loaded, or give load_host() a file of save_host()"
-        raise StateError(f"weights with injected blocks, such as {names[-1]!r}", "no description of the blocks", fix)
-    return spec
-
-
-def _kinds_and_places(spec: Mapping[str, Any]) -> list[str]:
-    """Name each block that a description has: images, and with them the sizes of stages, may differ."""
-    image = spec.get("image")
-    found = [] if image is None else [f"{image['kind']} at the input"]
-    for each in spec["blocks"]:
-        stage = each["stage"]
-        found.append(f"{each['kind']} after {stage['name']} (call {stage['call']})")
-    return found
-
-
-def _parsed(state: Any) -> dict[str, Any] | None:
-    try:
-        spec = json.loads(bytes(int(value) for value in state.float().round().tolist()))
-    except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError):  # or it is on the meta device
-        return None
-    return spec if isinstance(spec, dict) and {"source", "blocks"} <= spec.keys() else None
 
 
 class _Hook:

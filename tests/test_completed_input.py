@@ -549,21 +549,6 @@ def test_a_distiller_loaded_when_it_is_over_is_saved_as_it_was(tmp_path):
 # -- what an earlier distiller has left --------------------------------------------------------------------------------
 
 
-def test_a_distiller_without_completion_takes_out_the_block_that_an_earlier_one_left():
-    host, optimizer, distiller = start(PLAIN)
-    train(PLAIN, host, optimizer, batches(2), distiller)
-    distiller.detach()
-    later = inpaint_distill.attach(host, optimizer, config={"warmup": 0})
-    train(PLAIN, host, optimizer, batches(1), later)
-    assert injected(host) is not None
-    later.detach(keep_completion=False)
-    bare = PLAIN.build()
-    assert injected(host) is None
-    assert host.state_dict().keys() == bare.state_dict().keys()
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(bare.parameters()))
-    assert len(optimizer.state) == len(list(bare.parameters()))
-
-
 @pytest.mark.parametrize(
     ("left", "asked", "words"),
     [

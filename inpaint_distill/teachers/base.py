@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from inpaint_distill.description import DESCRIPTION
 from inpaint_distill.errors import CaptureError, PlanError
 from inpaint_distill.host.guard import copy_module, forked_rng
 from inpaint_distill.host.watch import Watch
-from inpaint_distill.injection import DESCRIPTION, injected
+from inpaint_distill.injection import injected
 from inpaint_distill.teachers.unneeded import leave_out, put_back
 
 if TYPE_CHECKING:
