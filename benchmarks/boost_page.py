@@ -140,6 +140,7 @@ def parts(study: Study) -> str:
         ("steps", BLOCK): "block alone",
         ("steps", WHOLE): "block and distillation",
         ("block", WHOLE): "distillation minus block",
+        ("block_time", WHOLE): "distillation minus block, equal wall-clock",
         (LONGER, BLOCK): "block alone minus host alone, longer",
         ("steps", "interpolation_start"): "block starting at the interpolation",
     }
@@ -162,14 +163,20 @@ def side_by_side(study: Study, compared: Mapping[tuple[str, str], str], needed: 
 
     Args:
         study: The study.
-        compared: Heads of the columns, by comparison and arm.
+        compared: Heads of the columns, by comparison and arm; those of what no cell has are left out.
         needed: The one without which a cell is left out.
         arm: The arm whose step stands before that with distillation.
     """
+    whose = [*study.hosts, None]
+    compared = {
+        key: head
+        for key, head in compared.items()
+        if any(study.row(host, regime, key[0], arm=key[1]) for regime in study.regimes for host in whose)
+    }
     rows: list[Sequence[str]] = []
-    for regime, host in itertools.product(study.regimes, (*study.hosts, None)):
+    for regime, host in itertools.product(study.regimes, whose):
         found = {key: study.row(host, regime, key[0], arm=key[1]) for key in compared}
-        own = found[needed]
+        own = found.get(needed)
         if own is None or (host is None and not study.averaged(regime, needed[0], arm=needed[1])):
             continue
         name = host or f"mean of {own['pairs']} hosts"

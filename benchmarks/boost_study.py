@@ -30,7 +30,7 @@ from rich.console import Console
 from inpaint_distill.config import from_dict, load_yaml, to_dict
 from inpaint_distill.errors import ConfigError, InpaintDistillError, near_names
 from inpaint_distill.files import write_json, write_text
-from inpaint_distill.training.ablation import BARE, BLOCK, CHANGES, FILLED, FILLED_LONGER, LONGER, WHOLE
+from inpaint_distill.training.ablation import BARE, BLOCK, BLOCK_LONGER, CHANGES, FILLED, FILLED_LONGER, LONGER, WHOLE
 from inpaint_distill.training.boost import boost, measure_cost
 from inpaint_distill.training.result import read_result
 from inpaint_distill.training.settings import BoostSettings
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 HERE = ("data", "masks", "jobs", "device")  # settings that say where a cell is run, not what it is
-# What a row compares: with the host alone at equal steps and at equal wall-clock, with the blocks alone, with the host
-# alone that has its holes interpolated, at equal steps and at equal wall-clock, and changed distillation with the
-# study's own.
+# What a row compares: with the host alone, with the blocks alone, and with the host alone that has its holes
+# interpolated, each at equal steps and at equal wall-clock, and changed distillation with the study's own.
 COMPARED = {
     ("steps", BARE, WHOLE): "steps",
     ("time", LONGER, WHOLE): "time",
     ("time", FILLED_LONGER, WHOLE): "filled_time",
+    ("time", BLOCK_LONGER, WHOLE): "block_time",
     ("steps", BARE, BLOCK): "steps",
     ("steps", BARE, FILLED): "steps",
     **{("steps", FILLED, name): "filled" for name in (BLOCK, WHOLE)},

@@ -129,7 +129,7 @@ def test_the_hosts_are_run_in_the_order_of_the_arguments(study):
 
 
 def test_every_run_has_its_line_and_trials_are_marked(runs):
-    arms = ["bare", "bare_equal_time", "completion", "distilled", "teacher_online"]
+    arms = ["bare", "bare_equal_time", "completion", "completion_equal_time", "distilled", "teacher_online"]
     for host in ("narrow", "wide"):
         own = [run for run in runs if run["host"] == host]
         assert sorted((run["arm"], run["seed"]) for run in own if not run["trial"]) == [
@@ -146,6 +146,7 @@ def test_every_run_has_its_line_and_trials_are_marked(runs):
         ("time", "bare_equal_time", "distilled"),
         ("steps", "bare", "completion"),
         ("block", "completion", "distilled"),
+        ("block_time", "completion_equal_time", "distilled"),
         ("steps", "bare", "teacher_online"),
         ("block", "completion", "teacher_online"),
         ("own", "distilled", "teacher_online"),
@@ -403,12 +404,13 @@ def test_what_each_part_does_is_set_side_by_side_host_by_host(study, tmp_path):
     content = {**study, "overall": means, "cells": cells}
     found = ["**+0.30 [+0.10, +0.50]**", "**+0.40 [+0.20, +0.60]**", "+0.10 [-0.10, +0.30]"]
     page, _ = make_page({**content, "rows": rows}, tmp_path)
-    assert cells_of(page, "parts", "narrow", "small")[2:] == [*found, "", "", "2", "1.25x", "1.50x"]
-    assert cells_of(page, "parts", "mean of 2 hosts", "small")[2:7] == [*found, "", ""]
+    assert cells_of(page, "parts", "narrow", "small")[2:] == [*found, "2", "1.25x", "1.50x"], "no empty column"
+    assert cells_of(page, "parts", "mean of 2 hosts", "small")[2:] == [*found, "", "", ""]
     assert "Not yet run." in block(page, "control")
     row = find(rows, host="wide", arm="completion", comparison="steps", metric="hole_psnr", bin="all")
     more = {
         ("interpolation_start", "steps"): (0.75, 0.7, 0.8),
+        ("distilled", "block_time"): (-0.02, -0.1, 0.06),
         ("filled", "steps"): (0.25, 0.2, 0.3),
         ("completion", "filled"): (0.05, -0.1, 0.2),
         ("distilled", "filled"): (0.15, 0.1, 0.2),
@@ -418,7 +420,9 @@ def test_what_each_part_does_is_set_side_by_side_host_by_host(study, tmp_path):
     added = [{**row, **dict(zip(keys, (*key, *bounds), strict=True))} for key, bounds in more.items()]
     cells = [{**cell, "cost_ratio": {**cell["cost_ratio"], "filled": 1.05}} for cell in cells]
     page, _ = make_page({**content, "cells": cells, "rows": [*rows, *added]}, tmp_path)
-    assert cells_of(page, "parts", "wide", "small")[2:7] == [*found, "", "**+0.75 [+0.70, +0.80]**"]
+    found += ["-0.02 [-0.10, +0.06]", "**+0.75 [+0.70, +0.80]**"]
+    assert cells_of(page, "parts", "wide", "small")[2:7] == found
+    assert cells_of(page, "parts", "narrow", "small")[2:7] == [*found[:3], "", ""]
     expected = ["**+0.25 [+0.20, +0.30]**", "+0.05 [-0.10, +0.20]", "**+0.15 [+0.10, +0.20]**"]
     expected += ["**-0.50 [-0.70, -0.30]**", "2", "1.05x", "1.50x"]
     assert cells_of(page, "control", "wide", "small")[2:] == expected

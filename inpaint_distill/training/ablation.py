@@ -16,6 +16,7 @@ __all__ = [
     "ARM_LABELS",
     "BARE",
     "BLOCK",
+    "BLOCK_LONGER",
     "CHANGES",
     "FILLED",
     "FILLED_LONGER",
@@ -37,8 +38,10 @@ BLOCK = "completion"  # the arm that has completion blocks and no distillation
 FILLED = "filled"  # the arm that is given its holes interpolated instead of emptied, and has nothing else
 FILLED_LONGER = "filled_equal_time"
 PRETRAINED = "pretrained"  # the host as all arms of a study that fine-tunes find it
-LONGER_OF = {LONGER: BARE, FILLED_LONGER: FILLED}  # the arms that are trained for the last variant's wall-clock
-ALONE = (PRETRAINED, BARE, WIDENED, FILLED, *LONGER_OF)  # the arms without distiller
+BLOCK_LONGER = "completion_equal_time"
+# The arms that are trained for the last variant's wall-clock.
+LONGER_OF = {LONGER: BARE, FILLED_LONGER: FILLED, BLOCK_LONGER: BLOCK}
+ALONE = (PRETRAINED, BARE, WIDENED, FILLED, LONGER, FILLED_LONGER)  # the arms without distiller
 
 _WEIGHTS = {"cross": 0.1, "self": 0.0125, "attention": 0.1}  # of a term that the study's own distillation leaves out
 
@@ -143,6 +146,7 @@ ARM_LABELS = {
     WIDENED: "host, widened",
     FILLED: "host, holes interpolated",
     FILLED_LONGER: "host, holes interpolated, trained longer (equal wall-clock)",
+    BLOCK_LONGER: "host, completion blocks, trained longer (equal wall-clock)",
     **{name: variant.label for name, variant in VARIANTS.items()},
     **{name: change.label for name, change in CHANGES.items()},
 }
@@ -165,7 +169,8 @@ class Contrast(NamedTuple):
 def contrasts(variants: Sequence[str], *, equal_time: bool) -> list[Contrast]:
     """Return what is compared: each arm with the host, and some with each other; the last also at equal wall-clock.
 
-    At equal wall-clock with the host, and, where that is there, with the one whose holes are interpolated.
+    At equal wall-clock with the host, and, where they are there, with the one whose holes are interpolated and, if it
+    is the study's own distillation, with blocks alone.
 
     Where both are there, each look-ahead is compared with none, each changed distillation with the study's own, what
     has completion blocks with the host that has their parameters as width and with the one whose holes are
@@ -185,8 +190,9 @@ def contrasts(variants: Sequence[str], *, equal_time: bool) -> list[Contrast]:
         if baseline in variants:
             found += [Contrast("steps", baseline, name) for name in arms if name in variants]
     if equal_time:
-        arms = (BARE, *variants[:-1])
-        found += [Contrast("time", longer, variants[-1]) for longer, alone in LONGER_OF.items() if alone in arms]
+        last = variants[-1]
+        shorter = {BARE, *variants[:-1]} - ({BLOCK} if last != WHOLE else set())
+        found += [Contrast("time", longer, last) for longer, arm in LONGER_OF.items() if arm in shorter]
     return found
 
 
@@ -208,6 +214,7 @@ def variant_config(name: str, study: Config) -> Config:
     >>> variant_config("no_norm", Config()).cross.normalize
     'none'
     """
+    name = LONGER_OF.get(name, name)
     if name == WHOLE:
         return study
     if name in VARIANTS:

@@ -11,7 +11,17 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from inpaint_distill.training.ablation import ARM_LABELS, BARE, BLOCK, FILLED, FILLED_LONGER, LONGER, WHOLE, WIDENED
+from inpaint_distill.training.ablation import (
+    ARM_LABELS,
+    BARE,
+    BLOCK,
+    BLOCK_LONGER,
+    FILLED,
+    FILLED_LONGER,
+    LONGER,
+    WHOLE,
+    WIDENED,
+)
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.metrics import score
 from inpaint_distill.training.result import made_contrasts, main_split
@@ -63,6 +73,7 @@ _ARM_STYLES = {
     FILLED: ("#56B4E9", "--"),
     LONGER: ("#E69F00", "--"),
     FILLED_LONGER: ("#56B4E9", ":"),
+    BLOCK_LONGER: ("#8A8A8A", "--"),
 }
 _GAIN, _LOSS = _ARM_STYLES[WHOLE][0], _ARM_STYLES[BARE][0]
 _INK, _QUIET, _HOLE = "#222222", "#8A8A8A", (0.85, 0.25, 0.60)

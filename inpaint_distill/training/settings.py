@@ -34,9 +34,9 @@ class Run:
 
     Attributes:
         arm: ``pretrained``: the host that the others start from; ``bare``: the host alone; ``bare_equal_time``: alone,
-            for the seconds that the last variant takes, as ``filled_equal_time`` for ``filled``; ``widened``: alone,
-            with ``widened_options``; otherwise the variant: ``distilled``, or one of ``VARIANTS`` or ``CHANGES`` in
-            ``inpaint_distill.training.ablation``.
+            for the seconds that the last variant takes, as ``filled_equal_time`` for ``filled`` and
+            ``completion_equal_time`` for ``completion``; ``widened``: alone, with ``widened_options``; otherwise the
+            variant: ``distilled``, or one of ``VARIANTS`` or ``CHANGES`` in ``inpaint_distill.training.ablation``.
         seed: Seed of initialisation, data order, crops and masks: the same for every arm. A widened host, whose weights
             have other shapes, shares everything but the initialisation.
         steps: Optimizer steps, over which the schedule is laid.

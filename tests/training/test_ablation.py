@@ -255,12 +255,19 @@ def test_each_host_alone_is_trained_for_the_wall_clock_of_the_last_arm():
     assert made == [
         Contrast("time", "bare_equal_time", "distilled"),
         Contrast("time", "filled_equal_time", "distilled"),
+        Contrast("time", "completion_equal_time", "distilled"),
     ]
     assert settings.distillation_for("filled_equal_time", 100) is None
     assert settings.adapter("filled_equal_time").fill == "interpolated"
-    ratio = {"bare": 1.0, "filled": 1.25, "completion": 1.1, "distilled": 1.5}
+    assert settings.distillation_for("completion_equal_time", 100) == settings.distillation_for("completion", 100)
+    ratio = {"bare": 1.0, "filled": 1.25, "completion": 1.2, "distilled": 1.5}
     steps = {run.arm: run.steps for run in boost_module._runs(settings, 1e-3, ratio)}
-    assert steps == {**dict.fromkeys(ratio, 100), "bare_equal_time": 150, "filled_equal_time": 120}
+    assert steps == {
+        **dict.fromkeys(ratio, 100),
+        "bare_equal_time": 150,
+        "filled_equal_time": 120,
+        "completion_equal_time": 125,
+    }
     alone = contrasts(("distilled", "filled"), equal_time=True)
     assert [contrast.baseline for contrast in alone if contrast.comparison == "time"] == ["bare_equal_time"]
 
