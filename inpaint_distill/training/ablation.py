@@ -214,7 +214,6 @@ def variant_config(name: str, study: Config) -> Config:
     >>> variant_config("no_norm", Config()).cross.normalize
     'none'
     """
-    name = LONGER_OF.get(name, name)
     if name == WHOLE:
         return study
     if name in VARIANTS:

@@ -193,7 +193,7 @@ class BoostSettings:
         """Return an arm's distillation, with its fade in steps; ``None`` for a host alone."""
         if arm in ALONE:
             return None
-        config, fade = variant_config(arm, self.distillation), self.fade_for(arm)
+        config, fade = variant_config(LONGER_OF.get(arm, arm), self.distillation), self.fade_for(arm)
         if fade is None:
             return config
         first, last = (round(part * steps) for part in fade)

@@ -268,6 +268,8 @@ def test_each_host_alone_is_trained_for_the_wall_clock_of_the_last_arm():
         "filled_equal_time": 120,
         "completion_equal_time": 125,
     }
+    with pytest.raises(ConfigError, match="no such variant"):
+        BoostSettings(variants=("completion_equal_time", "distilled"))
     alone = contrasts(("distilled", "filled"), equal_time=True)
     assert [contrast.baseline for contrast in alone if contrast.comparison == "time"] == ["bare_equal_time"]
 
