@@ -110,7 +110,12 @@ def rows_of(seen):
 def test_its_value_is_the_dense_formula_over_the_hole_rows(name, distance):
     toy = HOSTS[name]
     host, optimizer, distiller = start(toy, distance)
-    train(toy, host, optimizer, batches(3), distiller)  # until the average lags behind
+    train(toy, host, optimizer, batches(3), distiller)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():  # the average lags far behind: rows that are alike but for float32's rounding are no test
+        for parameter in host.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter += 1.5 * parameter.std(unbiased=False) * noise
     image, mask = batch(7)
     kept = []
     term = distiller._terms["attention"]
@@ -127,7 +132,7 @@ def test_its_value_is_the_dense_formula_over_the_hole_rows(name, distance):
     inside = site.tokens(F.adaptive_max_pool2d(hole, grid), count, own.shape[0], (32, 32))[..., 0] > 0
     values = dense(own, other, distance).mean(1)
     expected = 0.5 * values[inside].sum() / inside.sum()
-    assert expected > 0
+    assert expected > {"l1": 1e-2, "l2": 1e-5, "kl": 1e-4}[distance]
     torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-8)
 
 
