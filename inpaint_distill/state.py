@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -28,9 +28,12 @@ __all__ = [
     "read_state",
     "set_optimizer_state",
     "to_plain",
+    "under",
     "unpack",
     "write_state",
 ]
+
+_T = TypeVar("_T")
 
 _FORMAT = "inpaint_distill/2"
 _UNCHECKED = "inpaint_distill/1"  # as the first version wrote it, without a checksum
@@ -103,6 +106,15 @@ def from_plain(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: from_plain(member, tensors) for key, member in content}
 
 
+def under(prefix: str, values: Mapping[str, _T]) -> dict[str, _T]:
+    """Return those whose names begin with a prefix, without it.
+
+    >>> under("enc.", {"enc.weight": 1, "dec.weight": 2})
+    {'weight': 1}
+    """
+    return {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
+
+
 class Stateful(Protocol):
     """Something whose state is saved: as tensors, and as JSON values."""
 
@@ -139,8 +151,7 @@ def unpack(parts: Mapping[str, Stateful], tensors: Mapping[str, Tensor], values:
 
 def _give(parts: Mapping[str, Stateful], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     for name, part in parts.items():
-        own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}/")}
-        part.load(own, values[name])
+        part.load(under(f"{name}/", tensors), values[name])
 
 
 def optimizer_state(

@@ -16,6 +16,7 @@ from inpaint_distill.host.guard import lending, untouched
 from inpaint_distill.host.outputs import in_output_range, restored_images
 from inpaint_distill.host.watch import Views, Watch
 from inpaint_distill.networks.meta import meta_parameters
+from inpaint_distill.state import under
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -187,10 +188,7 @@ class HostProblem:
         hole = mask.float().expand(image.shape[0], -1, -1, -1)
         parts = []
         for name, term in self.terms.items():
-            own = {
-                key[len(f"terms.{name}.") :]: each for key, each in theta.items() if key.startswith(f"terms.{name}.")
-            }
-            own |= {key[len(name) + 1 :]: each for key, each in meta.items() if key.startswith(f"{name}.")}
+            own = under(f"terms.{name}.", theta) | under(f"{name}.", meta)
             views = [getattr(each, term.looks_at) for each in (seen, self.teacher, anchor or seen)]
             with lending(term):
                 value = functional_call(term, own, (views[0], views[1], hole, views[2]))

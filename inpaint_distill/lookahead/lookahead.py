@@ -15,7 +15,7 @@ from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.lookahead.finite_difference import finite_difference
 from inpaint_distill.lookahead.host_problem import Batch, recomputed
 from inpaint_distill.lookahead.unroll import lacks_double_backward, unroll
-from inpaint_distill.state import optimizer_state, set_optimizer_state
+from inpaint_distill.state import optimizer_state, set_optimizer_state, under
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -177,16 +177,13 @@ class Lookahead:
         if unknown := [name for name in tensors if not name.startswith(("moments/", "batches/"))]:
             raise KeyError(unknown[0])
         self._batches.clear()
-        kept, self._pending = (
-            {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-            for prefix in ("moments/", "batches/")
-        )
-        set_optimizer_state(self._optimizer, self.meta, kept, "/")
+        self._pending = under("batches/", tensors)
+        set_optimizer_state(self._optimizer, self.meta, under("moments/", tensors), "/")
 
     def _restore(self, call: HostCall, autocast: torch.dtype | None) -> None:
         pending, self._pending = self._pending, {}
         for index in range(2):
-            kept = {key[2:]: value for key, value in pending.items() if key.startswith(f"{index}/")}
+            kept = under(f"{index}/", pending)
             if not kept:
                 break
             device = next(tensor for _, tensor in call.tensors()).device

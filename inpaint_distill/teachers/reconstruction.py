@@ -12,7 +12,7 @@ from inpaint_distill.distributed import average_
 from inpaint_distill.errors import ConfigError, InputError
 from inpaint_distill.host.guard import forked_rng
 from inpaint_distill.host.outputs import in_output_range, restored_images
-from inpaint_distill.state import optimizer_state, set_optimizer_state
+from inpaint_distill.state import optimizer_state, set_optimizer_state, under
 from inpaint_distill.teachers.base import CopyTeacher, running_statistics
 from inpaint_distill.teachers.quality import images_from, images_in, measure_quality
 from inpaint_distill.teachers.unneeded import moved_copy
@@ -147,12 +147,8 @@ class OnlineTeacher(_ReconstructionTeacher):
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take weights and moments back."""
         self.trained_steps = int(values["steps"])
-        weights, kept = (
-            {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-            for prefix in ("module.", "optimizer.")
-        )
-        self.module.load_state_dict(weights)
-        set_optimizer_state(self.optimizer, self._numbered, kept)
+        self.module.load_state_dict(under("module.", tensors))
+        set_optimizer_state(self.optimizer, self._numbered, under("optimizer.", tensors))
 
     @property
     def _numbered(self) -> dict[str, nn.Parameter]:
