@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="folder of README.md and docs")
     parser.add_argument("--protocol", type=Path, default=PROTOCOL)
     parsed = parser.parse_args(arguments)
+    if not parsed.study.is_dir():
+        parser.error(f"{parsed.study} is no folder")
     protocol = load_yaml(parsed.protocol)
     boost_study.collect(parsed.study, protocol)
     results = parsed.root / "docs" / "results"

@@ -159,8 +159,8 @@ class Distiller:
     def log(self) -> dict[str, Tensor]:
         """Named values of the last loss, detached, on the device: terms, the factors they entered with, the sum.
 
-        Empty once all has faded. With ``Config(every=n)`` they are those of the last step that was distilled.
-        With ``Config(nonfinite="skip")`` also how often each term has been left out, ``skipped/...``.
+        With ``Config(every=n)`` they are those of the last step that was distilled. With ``Config(nonfinite="skip")``
+        also how often each term has been left out, ``skipped/...``. Once all has faded, only that is left.
         """
         found = dict(self._composer.log)
         if self.config.nonfinite == "skip":

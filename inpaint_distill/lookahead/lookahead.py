@@ -83,8 +83,9 @@ class Lookahead:
             self._last = step
 
     def forget(self) -> None:
-        """Forget the batches that are kept."""
+        """Forget the batches that are kept, and what the last look-ahead has found."""
         self._batches.clear()
+        self.objective = None
 
     def due(self, steps: int) -> bool:
         """Tell whether a look-ahead follows the step just done: a distilled one, and two batches have to be there.
