@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boost_page
 import boost_study
@@ -19,7 +19,7 @@ from inpaint_distill.config import load_yaml
 from inpaint_distill.files import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 PROTOCOL = Path(boost_study.__file__).with_suffix(".yaml")
 LEFT_OUT = shutil.ignore_patterns("runs", "report.html", "inputs.json", "settings.json")
@@ -41,8 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cell = results / "boost-study" / report.parent.name
         shutil.rmtree(cell, ignore_errors=True)
         shutil.copytree(report.parent, cell, ignore=LEFT_OUT)
+    write_pages(parsed.root, protocol)
+
+
+def write_pages(root: Path, protocol: Mapping[str, Any]) -> None:
+    """Collect the cells that are published, and write the pages."""
+    results = root / "docs" / "results"
     write_json(results / "boost_study.json", boost_study.collect(results / "boost-study", protocol))
-    boost_page.main(["--root", str(parsed.root)])
+    boost_page.main(["--root", str(root)])
 
 
 if __name__ == "__main__":

@@ -30,7 +30,17 @@ from rich.console import Console
 from inpaint_distill.config import from_dict, load_yaml, to_dict
 from inpaint_distill.errors import ConfigError, InpaintDistillError, near_names
 from inpaint_distill.files import write_json, write_text
-from inpaint_distill.training.ablation import BARE, BLOCK, BLOCK_LONGER, CHANGES, FILLED, FILLED_LONGER, LONGER, WHOLE
+from inpaint_distill.training.ablation import (
+    BARE,
+    BLOCK,
+    BLOCK_LONGER,
+    CHANGES,
+    FILLED,
+    FILLED_LONGER,
+    LONGER,
+    WHOLE,
+    WIDENED,
+)
 from inpaint_distill.training.boost import boost, measure_cost
 from inpaint_distill.training.result import read_result
 from inpaint_distill.training.settings import BoostSettings
@@ -42,7 +52,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 HERE = ("data", "masks", "jobs", "device")  # settings that say where a cell is run, not what it is
 # What a row compares: with the host alone, with the blocks alone, and with the host alone that has its holes
-# interpolated, each at equal steps and at equal wall-clock, and changed distillation with the study's own.
+# interpolated, each at equal steps and at equal wall-clock, with a wider host, and changed distillation with the
+# study's own.
 COMPARED = {
     ("steps", BARE, WHOLE): "steps",
     ("time", LONGER, WHOLE): "time",
@@ -50,6 +61,8 @@ COMPARED = {
     ("time", BLOCK_LONGER, WHOLE): "block_time",
     ("steps", BARE, BLOCK): "steps",
     ("steps", BARE, FILLED): "steps",
+    ("steps", BARE, WIDENED): "steps",
+    **{("steps", WIDENED, name): "widened" for name in (BLOCK, WHOLE)},
     **{("steps", FILLED, name): "filled" for name in (BLOCK, WHOLE)},
     ("steps", BLOCK, WHOLE): "block",
     **{("steps", BARE, name): "steps" for name in CHANGES},

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from inpaint_distill.training.data import StudyData
 
-__all__ = ["boost", "measure_cost"]
+__all__ = ["boost", "measure_cost", "planned"]
 
 _PREVIEW = 3  # images of the small panel
 _SHOWN = 3  # variants in the panels: the last ones
@@ -96,7 +96,7 @@ def _boost(settings: BoostSettings, folder: Path, console: Console, *, resume: b
         before = pool.train(settings.pretrainings(), "pretrain")[: len(settings.seeds)]
         tuning = _tune(settings, pool)
         lr = next(trial["lr"] for trial in tuning if trial["chosen"])
-        plan = _runs(settings, lr, cost["ratio"])
+        plan = planned(settings, lr, cost["ratio"])
         results = pool.train(plan, "train")
         restored = {run.arm: pool.restored(run) for run in plan if run.seed == settings.seeds[0]}
     shown = scored(settings, data)
@@ -211,7 +211,7 @@ def _cost(settings: BoostSettings, data: StudyData | None, folder: Path) -> dict
     return read_json(file, "the cost of a step", "delete it and go on with --resume: it is measured again")
 
 
-def _runs(settings: BoostSettings, lr: float, ratio: Mapping[str, float]) -> list[Run]:
+def planned(settings: BoostSettings, lr: float, ratio: Mapping[str, float]) -> list[Run]:
     """List the study's runs, seed by seed, so that a study cut short has whole pairs.
 
     Args:
