@@ -129,11 +129,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         protocol = load_yaml(parsed.protocol)
         hosts = boost_study.chosen(parsed.hosts, [each["name"] for each in protocol["hosts"]], "host")
         for regime in boost_study.chosen(parsed.regimes, list(protocol["regimes"]), "regime"):
-            for name in (f"{host}-{regime}" for host in hosts):
+            for host in (each for each in boost_study.hosts_of(protocol, regime) if each in hosts):
+                name = f"{host}-{regime}"
                 if not (published / name / "result.json").exists():
                     continue
                 given = {"data": parsed.data, "masks": parsed.masks, "jobs": parsed.jobs}
-                settings = boost_study.cell_settings(protocol, name.removesuffix(f"-{regime}"), regime, **given)
+                settings = boost_study.cell_settings(protocol, host, regime, **given)
                 console.rule(name)
                 count = add(settings, published / name, parsed.study / name, console)
                 console.print(f"{count} runs added")

@@ -58,13 +58,16 @@ def bins(study: Study) -> str:
 def lacking(study: Study) -> str:
     """Write the differences as shares of what a host lacks to the best one on the page, by hole ratio.
 
-    Rows of the best one, and of a host that lacks nothing in holes of some ratio, are left out.
+    Rows of the best one, of hosts that are scored on other images, and of one that lacks nothing in holes of some ratio
+    are left out.
     """
     names = ("all", *BIN_NAMES)
-    scores = {place: row["arm_mean"] for place in study.run() if (row := study.row(*place, "steps")) is not None}
+    hosts = study.hosts_of[study.regimes[0]]
+    places = [place for place in study.run() if study.hosts_of[place[1]] == hosts]
+    scores = {place: row["arm_mean"] for place in places if (row := study.row(*place, "steps")) is not None}
     best = max(scores, key=lambda place: scores[place], default=("", ""))
     rows: list[Sequence[str]] = []
-    for (host, regime), (comparison, label) in itertools.product(study.run(), COMPARISON_LABELS.items()):
+    for (host, regime), (comparison, label) in itertools.product(places, COMPARISON_LABELS.items()):
         found = [
             (study.row(host, regime, comparison, name=name), study.row(*best, "steps", name=name)) for name in names
         ]

@@ -62,9 +62,14 @@ def finding(study: Study, regimes: Sequence[str]) -> str:
     if not lines:
         return "No cell of the study has been run yet."
     head = "What block and distillation add to hole PSNR (dB), mean over the hosts [95% interval over hosts]:"
-    fills = sorted({f"{cell['fills']['interpolation']:.2f}" for cell in study.cells.values() if cell.get("fills")})
+    fills: dict[str, list[str]] = {}  # regimes of other images have another
+    for (_, regime), cell in study.cells.items():
+        if cell.get("fills") and regime in regimes:
+            fills.setdefault(f"{cell['fills']['interpolation']:.2f} dB", []).append(regime)
     if fills:
-        lines.append(f"- for scale: interpolation of the holes, without a network, has {' or '.join(fills)} dB")
+        first, *others = fills
+        said = [first, *(f"{each} on the images of {', '.join(dict.fromkeys(fills[each]))}" for each in others)]
+        lines.append(f"- for scale: interpolation of the holes, without a network, has {', '.join(said)}")
     return "\n".join([head, "", *lines])
 
 
@@ -97,7 +102,8 @@ def headline(study: Study) -> str:
     tail = (differences[1], "pairs", "step", "step before the fade")
     text = f"{finding(study, study.regimes)}\n\n{table((*head, *tail), rows, 2)}"
     missing = {
-        regime: ", ".join(host for host in study.hosts if (host, regime) not in study.cells) for regime in study.regimes
+        regime: ", ".join(host for host in study.hosts_of[regime] if (host, regime) not in study.cells)
+        for regime in study.regimes
     }
     absent = "; ".join(f"{regime}: {hosts}" for regime, hosts in missing.items() if hosts)
     return f"{text}\n\n{NOT_RUN.capitalize()}: {absent}." if absent else text
@@ -246,20 +252,23 @@ def filled(study: Study) -> str:
 def short(study: Study) -> str:
     """Write the README's block: picture, findings, and a row per host of the regimes that several hosts have run.
 
-    Of the first of them also what the block and interpolated holes do alone, at equal steps.
+    Of the first of them also what the block and interpolated holes do alone, at equal steps. Of a regime of other hosts
+    there is the finding alone.
     """
     begun = [regime for regime in study.regimes if any(place[1] == regime for place in study.cells)]
-    regimes = [regime for regime in begun if study.averaged(regime)] or begun
+    told = [regime for regime in begun if study.averaged(regime)] or begun
+    hosts = study.hosts_of[told[0]] if told else []
+    regimes = [regime for regime in told if study.hosts_of[regime] == hosts]
     columns = [(regime, key, WHOLE, label) for regime in regimes for key, label in COMPARISON_LABELS.items()]
     alone = {BLOCK: "block alone", FILLED: "interpolated holes alone"}
     columns += [(regimes[0], "steps", arm, label) for arm, label in alone.items() if regimes]
     rows = []
-    for host in (*study.hosts, None):
+    for host in (*hosts, None):
         row = [host or "mean over hosts"]
         for regime, comparison, arm, _ in columns:
             found = study.row(host, regime, comparison, arm=arm)
             if host is None:
-                every = len([each for each in study.hosts if (each, regime) in study.cells])
+                every = len([each for each in hosts if (each, regime) in study.cells])
                 fewer = f" ({found['pairs']} hosts)" if found and found["pairs"] < every else ""
                 row.append(difference(found) + fewer if study.averaged(regime, comparison, arm=arm) else "")
             elif (host, regime) not in study.cells:
@@ -270,7 +279,7 @@ def short(study: Study) -> str:
         rows.append((*row, ", ".join(f"{cost:.2f}x" for cost in costs)))
     picture = "![hole PSNR: difference that block and distillation make, per host](docs/results/boost_study.png)"
     words = (
-        f"{finding(study, regimes)}\n\nHost by host: differences on the test images with 95% intervals over the seeds, "
+        f"{finding(study, told)}\n\nHost by host: differences on the test images with 95% intervals over the seeds, "
         "bold where they exclude zero. [docs/boost.md](docs/boost.md) has protocol, means and limits, "
         "[docs/boost_cells.md](docs/boost_cells.md) every host and metric."
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from boost_study import hosts_of
+
 from inpaint_distill.training.ablation import BLOCK, WHOLE
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.result import interval_of
@@ -28,6 +30,7 @@ class Study:
         protocol = content["protocol"]
         self.hosts = [each["name"] for each in protocol["hosts"]]
         self.regimes = list(protocol["regimes"])
+        self.hosts_of = {regime: hosts_of(protocol, regime) for regime in self.regimes}
         self.pairs = len(protocol.get("settings", {}).get("seeds", ()))
         self.cells = {(each["host"], each["regime"]): each for each in content["cells"]}
         names = ("regime", "arm", "comparison", "metric", "bin")
@@ -79,9 +82,9 @@ class Study:
             self.means[key] = bounded(found[0], over)
 
     def averaged(self, regime: str, comparison: str = "steps", *, arm: str = WHOLE) -> bool:
-        """Tell whether there is a mean over more than half of the hosts: one over few says nothing of the others."""
+        """Tell whether there is a mean over more than half of a regime's hosts: few say nothing of the others."""
         row = self.row(None, regime, comparison, arm=arm)
-        return row is not None and row["pairs"] > len(self.hosts) / 2
+        return row is not None and row["pairs"] > len(self.hosts_of[regime]) / 2
 
 
 def outcome(row: Mapping[str, Any]) -> str:

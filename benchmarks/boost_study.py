@@ -73,6 +73,13 @@ ROW = ("arm", "metric", "bin", "baseline_mean", "arm_mean", "mean", "low", "high
 GROUP = ("regime", "arm", "comparison", "metric", "bin")  # of the rows that are averaged over the hosts
 
 
+def hosts_of(protocol: Mapping[str, Any], regime: str) -> list[str]:
+    """Return the hosts that a regime is for: those it names, or, where it names none, those that no other does."""
+    named = {host for each in protocol["regimes"].values() for host in each.get("hosts", ())}
+    own = protocol["regimes"][regime].get("hosts")
+    return [each["name"] for each in protocol["hosts"] if (each["name"] in own if own else each["name"] not in named)]
+
+
 def cell_settings(protocol: Mapping[str, Any], host: str, regime: str, **given: Any) -> BoostSettings:
     """Return the settings of a cell; what is given goes before the protocol."""
     own = next(each for each in protocol["hosts"] if each["name"] == host)
@@ -83,7 +90,8 @@ def cell_settings(protocol: Mapping[str, Any], host: str, regime: str, **given: 
         **own.get("regimes", {}).get(regime, {}),
         **given,
     }
-    return from_dict(BoostSettings, {key: value for key, value in values.items() if key not in ("name", "regimes")})
+    about = ("name", "regimes", "hosts")  # what the protocol says of hosts and regimes, none of a study's settings
+    return from_dict(BoostSettings, {key: value for key, value in values.items() if key not in about})
 
 
 def train(settings: BoostSettings, folder: Path, console: Console) -> None:
@@ -258,7 +266,7 @@ def collect(out: Path, protocol: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of ``boost_study.json``, of the cells that lie in a folder, and write their ``runs.jsonl``."""
     cells, rows, results, missing = [], [], [], []
     for regime in protocol["regimes"]:
-        for host in (each["name"] for each in protocol["hosts"]):
+        for host in hosts_of(protocol, regime):
             folder = out / f"{host}-{regime}"
             if (folder / "runs").is_dir():  # of a published cell there is the file alone
                 lines = [json.dumps(run) for run in finished_runs(folder, host, regime)]
@@ -333,9 +341,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.seeds is not None:
             given["seeds"] = list(range(parsed.seeds))
         if not parsed.collect:
-            plan = [
-                (host, regime, cell_settings(protocol, host, regime, **given)) for regime in regimes for host in hosts
-            ]
+            places = [(host, regime) for regime in regimes for host in hosts if host in hosts_of(protocol, regime)]
+            plan = [(*place, cell_settings(protocol, *place, **given)) for place in places]
             if parsed.together > 1 and not parsed.part:
                 if code := train_together(plan, parsed.out, words, parsed.together):
                     return code
