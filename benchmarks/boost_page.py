@@ -21,7 +21,7 @@ import scipy.stats
 from boost_rows import LONGER, NOT_RUN, Study, between, difference, outcome, table, value
 from matplotlib.figure import Figure
 
-from inpaint_distill.training.ablation import BLOCK, FILLED, WHOLE
+from inpaint_distill.training.ablation import BLOCK, FILLED, WHOLE, WIDENED
 from inpaint_distill.training.masks import BIN_NAMES
 from inpaint_distill.training.statistics import paired_interval
 from inpaint_distill.training.tables import COMPARISON_LABELS
@@ -162,6 +162,16 @@ def control(study: Study) -> str:
         ("filled_time", WHOLE): "the same, equal wall-clock",
     }
     return side_by_side(study, compared, ("steps", FILLED), FILLED)
+
+
+def wider(study: Study) -> str:
+    """Write what a wider host does, and what the block, and block and distillation, do more."""
+    compared = {
+        ("steps", WIDENED): "wider host",
+        ("widened", BLOCK): "block minus that",
+        ("widened", WHOLE): "block and distillation minus that",
+    }
+    return side_by_side(study, compared, ("steps", WIDENED), WIDENED)
 
 
 def side_by_side(study: Study, compared: Mapping[tuple[str, str], str], needed: tuple[str, str], arm: str) -> str:
@@ -360,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = root / "docs" / "results"
     study = Study(json.loads((results / "boost_study.json").read_text(encoding="utf-8")))
     forest(study, results / "boost_study.png")
-    page = {write.__name__: write(study) for write in (headline, later, ratios, many, parts, control, filled)}
+    page = {write.__name__: write(study) for write in (headline, later, ratios, many, parts, control, wider, filled)}
     insert(root / "docs" / "boost.md", page)
     insert(root / "docs" / "boost_cells.md", boost_cells.tables(study, results))
     insert(root / "README.md", {"results": short(study)})
