@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from inpaint_distill.distributed import average_
 from inpaint_distill.teachers.base import CopyTeacher, running_statistics, teacher_copy
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from inpaint_distill.host.call import HostCall
     from inpaint_distill.host.watch import Views
 
@@ -58,9 +57,18 @@ class EMATeacher(CopyTeacher):
         return super().views(call, image)
 
     def update(self, host: nn.Module) -> None:
-        """Move the average towards the host."""
+        """Move the average towards the host.
+
+        By name, where timm pairs tensors by their order: a buffer that the host's forward makes anew comes last there.
+        One of another size is left to the average, which makes its own.
+        """
         self.steps += 1
-        self.average.update(host, step=self.steps)
+        there = host.state_dict()
+        paired = {
+            name: found if isinstance(found := there.get(name), Tensor) and found.shape == own.shape else own
+            for name, own in self.module.state_dict().items()
+        }
+        self.average.update(SimpleNamespace(state_dict=lambda: paired), step=self.steps)
         average_(running_statistics(self.module))  # each process has seen other images
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -220,6 +220,40 @@ def test_the_first_step_copies_the_host():
     assert same(dict(setting.teacher.module.state_dict()), dict(setting.host.state_dict()))
 
 
+class Remade(nn.Module):
+    """Registers a table of its image's size anew, which a state then has last, as hosts of windowed attention do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.zeros(1, 1, 4, 4))
+        self.register_buffer("fixed", torch.full((1, 1, 4, 4), 5.0))
+        self.conv = nn.Conv2d(4, 3, 1)
+        self.scale = nn.Parameter(torch.ones(1, 1, 4, 4))
+
+    def remake(self, table):
+        del self.table
+        self.register_buffer("table", table)
+
+
+def test_the_average_is_of_tensors_of_one_name_where_the_host_has_made_a_buffer_anew():
+    host = Remade()
+    teacher = EMATeacher()
+    teacher.bind(host)
+    host.remake(torch.full((1, 1, 4, 4), 7.0))
+    with torch.no_grad():
+        host.scale.fill_(2)
+    assert list(host.state_dict()) != list(teacher.module.state_dict())
+    teacher.update(host)
+    found = teacher.module.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in host.state_dict().items())
+    host.remake(torch.full((1, 1, 8, 8), 9.0))
+    with torch.no_grad():
+        host.scale.fill_(3)
+    teacher.update(host)
+    assert torch.equal(teacher.module.table, torch.full((1, 1, 4, 4), 7.0)), "of the size of the average's images"
+    assert 2 < teacher.module.scale.mean() <= 3
+
+
 # -- frozen ------------------------------------------------------------------------------------------------------------
 
 
