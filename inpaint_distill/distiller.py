@@ -293,28 +293,14 @@ class Distiller:
         self._meet(module)
         late = self._watch is None or self._place != module_place(self._host)
         fresh = late and injected(self._host) is None
-        if late:
+        if late:  # hooks that are put on the root now miss this forward of it
             self._build(call)
-            if self._injected is not None:  # its own hooks on the root came too late for this forward
+            if self._injected is not None:
                 self._injected.begin(args, kwargs)
         self._settle_image(call)
-        if self.plan is not None and self.plan.overwrites:
-            call = call.safe()
-        if self.plan is not None and self.plan.draws:
-            random = RandomState.now(module_device(self._host), others=self.plan.draws_others)
-            call = dataclasses.replace(call, random=random)
-        observation = self._composer.observation(self._step, self._host.parameters)
-        if self._watch is not None:
-            if self._forwards.last is not None:
-                self._forwards.last.kept = self._forwards.last.kept or self._watch.put_aside()
-            self._watch.begin(observation.watch if observation else None)
-            if late and module is self._host:  # as is that of attention in the root's own forward
-                self._watch.enter(module, args, kwargs)
-        if observation is not None:  # no graph shows the gradients inside it
-            self._eager.begin()
-        device = module_device(self._host).type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        self._forwards.add(Forward(call, autocast, observation))
+        self._watch_forward(call)
+        if late and module is self._host and self._watch is not None:
+            self._watch.enter(module, args, kwargs)
         if fresh and module is self._host and self._injected is not None:
             return self._injected.rewrite_image(args, kwargs)
         return None
@@ -501,6 +487,22 @@ class Distiller:
         self._lookahead.remember(self._step, call, image, mask, forward.autocast)
         return loss
 
+    def _watch_forward(self, call: HostCall) -> None:
+        """Keep what the forward that begins now shows, and how to repeat it."""
+        if self.plan is not None and self.plan.overwrites:
+            call = call.safe()
+        if self.plan is not None and self.plan.draws:
+            random = RandomState.now(module_device(self._host), others=self.plan.draws_others)
+            call = dataclasses.replace(call, random=random)
+        observation = self._composer.observation(self._step, self._host.parameters)
+        device = module_device(self._host).type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        self._forwards.add(Forward(call, autocast, observation), self._watch)
+        if self._watch is not None:
+            self._watch.begin(observation.watch if observation else None)
+        if observation is not None:  # no graph shows the gradients inside it
+            self._eager.begin()
+
     def _explain(self, call: HostCall, image: Tensor, mask: Tensor, *, checked: bool) -> None:
         """Find out which of the call's arguments carry image and mask, where that is not known or has changed."""
         if not (self._terms.needs_teacher or self._seeks_hole or self._lookahead.active):
@@ -590,8 +592,8 @@ class Distiller:
 
     def _take_forward(self, image: Tensor, mask: Tensor) -> tuple[Forward, Views, dict[Place, GradientEdge]]:
         """Hand out the watched forward of a batch, once."""
-        candidates, last = self._forwards.candidates(), self._forwards.last
-        if last is None or self._watch is None:
+        candidates = self._forwards.candidates()
+        if not candidates or self._watch is None:
             if self._ran_without_grad:
                 found = "the host ran under no_grad, or in reentrant gradient checkpointing, which does so"
                 fix = "run the host with gradients before loss(), and checkpoint it with use_reentrant=False"
@@ -601,10 +603,7 @@ class Distiller:
             raise CaptureError("a distillation loss", found, fix)
         self._ran_without_grad = False
         forward = self._which(candidates, image, mask)
-        self._forwards.take(forward)
-        if last.kept is None:
-            last.kept = self._watch.put_aside()
-        self._watch.put_back(forward.kept)
+        self._forwards.take(forward, self._watch)
         edges = self._watch.take_edges()
         views = self._watch.take((image.shape[2], image.shape[3]))
         labels = [f"stage {stage.label}" for stage in self._stages]

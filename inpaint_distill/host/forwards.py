@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch.autograd.graph import Node
 
     from inpaint_distill.host.call import HostCall
+    from inpaint_distill.host.watch import Watch
     from inpaint_distill.losses.balance import Observation
 
 __all__ = ["Forward", "Forwards"]
@@ -94,8 +95,15 @@ class Forwards:
         """The last one."""
         return self._each[-1] if self._each else None
 
-    def add(self, forward: Forward) -> None:
-        """Add one that begins now, and forget what it makes superfluous."""
+    def add(self, forward: Forward, watch: Watch | None) -> None:
+        """Add one that begins now, and forget what it makes superfluous.
+
+        Args:
+            forward: The new one.
+            watch: What saw the last one and is about to see this; what it kept is put aside.
+        """
+        if watch is not None and self.last is not None:
+            self.last.kept = self.last.kept or watch.put_aside()
         former = [each for each in self._each if each.ended and each.alive]
         self._each = [*former, forward][-_KEPT:]
 
@@ -104,8 +112,11 @@ class Forwards:
         used = [each for each in reversed(self._each) if each.ended and each.alive]
         return used or self._each[-1:]
 
-    def take(self, forward: Forward) -> None:
-        """Forget one, and those before it."""
+    def take(self, forward: Forward, watch: Watch) -> None:
+        """Let ``watch`` have kept what one showed, and forget it and those before it."""
+        if self.last is not None and self.last.kept is None:
+            self.last.kept = watch.put_aside()
+        watch.put_back(forward.kept)
         self._each = self._each[self._each.index(forward) + 1 :]
 
     def clear(self) -> None:

@@ -76,7 +76,7 @@ def test_a_loss_is_about_the_newest_forward_that_is_used_and_at_most_two_are_kep
     each = []
     for output in outputs:
         each.append(begun())
-        forwards.add(each[-1])
+        forwards.add(each[-1], None)
         assert forwards.last is each[-1]
         each[-1].end(output)
     assert forwards.candidates() == [each[2], each[1]]
@@ -89,29 +89,47 @@ def test_a_loss_is_about_the_newest_forward_that_is_used_and_at_most_two_are_kep
 
 def test_a_forward_that_was_interrupted_or_of_which_nothing_is_left_is_forgotten_at_the_next():
     forwards, interrupted, detached, kept = Forwards(), begun(), begun(), graph()
-    forwards.add(interrupted)
+    forwards.add(interrupted, None)
     assert forwards.candidates() == [interrupted]
-    forwards.add(detached)
+    forwards.add(detached, None)
     detached.end(graph())
     used = begun()
-    forwards.add(used)
+    forwards.add(used, None)
     assert forwards.candidates() == [used]
     used.end(kept)
     newest = begun()
-    forwards.add(newest)
+    forwards.add(newest, None)
     assert forwards.candidates() == [used]
     assert forwards.last is newest
 
 
-def test_taking_a_forward_forgets_those_before_it():
-    forwards, outputs, first, second = Forwards(), [graph(), graph()], begun(), begun()
-    for forward, output in zip((first, second), outputs, strict=True):
-        forwards.add(forward)
+class Seen:
+    """A watch that keeps one word."""
+
+    def __init__(self):
+        self.kept = None
+
+    def put_aside(self):
+        kept, self.kept = self.kept, None
+        return kept
+
+    def put_back(self, kept):
+        self.kept = kept
+
+
+def test_taking_a_forward_gives_back_what_it_showed_and_forgets_those_before_it():
+    forwards, outputs, first, second, watch = Forwards(), [graph(), graph()], begun(), begun(), Seen()
+    for forward, output, word in zip((first, second), outputs, ("first", "second"), strict=True):
+        forwards.add(forward, watch)
+        assert watch.kept is None
+        watch.kept = word
         forward.end(output)
-    forwards.take(first)
+    forwards.take(first, watch)
+    assert watch.kept == "first"
     assert forwards.candidates() == [second]
-    forwards.take(second)
+    forwards.take(second, watch)
+    assert watch.kept == "second"
     assert forwards.last is None
-    forwards.add(first)
+    forwards.add(first, None)
     forwards.clear()
     assert forwards.candidates() == []
