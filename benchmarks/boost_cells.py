@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from boost_rows import Study
 
-COMMAND = "python benchmarks/boost_study.py --data PHOTOS --masks MASKS --out STUDY"
+COMMAND = "python benchmarks/boost_study.py --data {photographs} --masks MASKS --out STUDY"
 FILES = {
     "all metrics": "table.md",
     "JSON": "result.json",
@@ -58,12 +58,12 @@ def bins(study: Study) -> str:
 def lacking(study: Study) -> str:
     """Write the differences as shares of what a host lacks to the best one on the page, by hole ratio.
 
-    Rows of the best one, of hosts that are scored on other images, and of one that lacks nothing in holes of some ratio
-    are left out.
+    Rows of the best one, of those that are scored on other photographs, and of one that lacks nothing in holes of some
+    ratio are left out.
     """
     names = ("all", *BIN_NAMES)
-    hosts = study.hosts_of[study.regimes[0]]
-    places = [place for place in study.run() if study.hosts_of[place[1]] == hosts]
+    first = study.photographs[study.regimes[0]]
+    places = [place for place in study.run() if study.photographs[place[1]] == first]
     scores = {place: row["arm_mean"] for place in places if (row := study.row(*place, "steps")) is not None}
     best = max(scores, key=lambda place: scores[place], default=("", ""))
     rows: list[Sequence[str]] = []
@@ -158,5 +158,6 @@ def repeat(study: Study, results: Path) -> str:
             f"[{name}](results/{folder}/{file})" for name, file in FILES.items() if (results / folder / file).exists()
         ]
         seeds = f" --seeds {len(cell['seeds'])}" if "seeds" in cell["departures"] else ""
-        rows.append((host, regime, f"`{COMMAND} --hosts {host} --regimes {regime}{seeds}`", ", ".join(links)))
+        command = COMMAND.format(photographs=study.photographs[regime])
+        rows.append((host, regime, f"`{command} --hosts {host} --regimes {regime}{seeds}`", ", ".join(links)))
     return table(("host", "regime", "command", "files"), rows, 4)

@@ -62,14 +62,14 @@ def finding(study: Study, regimes: Sequence[str]) -> str:
     if not lines:
         return "No cell of the study has been run yet."
     head = "What block and distillation add to hole PSNR (dB), mean over the hosts [95% interval over hosts]:"
-    fills: dict[str, list[str]] = {}  # regimes of other images have another
-    for (_, regime), cell in study.cells.items():
-        if cell.get("fills") and regime in regimes:
-            fills.setdefault(f"{cell['fills']['interpolation']:.2f} dB", []).append(regime)
+    fills = {  # of each set of test images
+        study.photographs[regime]: f"{cell['fills']['interpolation']:.2f} dB"
+        for (_, regime), cell in study.cells.items()
+        if cell.get("fills") and regime in regimes
+    }
     if fills:
-        first, *others = fills
-        said = [first, *(f"{each} on the images of {', '.join(dict.fromkeys(fills[each]))}" for each in others)]
-        lines.append(f"- for scale: interpolation of the holes, without a network, has {', '.join(said)}")
+        said = " and ".join(f"{text} on {name}" if len(fills) > 1 else text for name, text in fills.items())
+        lines.append(f"- for scale: interpolation of the holes, without a network, has {said}")
     return "\n".join([head, "", *lines])
 
 

@@ -31,6 +31,7 @@ class Study:
         self.hosts = [each["name"] for each in protocol["hosts"]]
         self.regimes = list(protocol["regimes"])
         self.hosts_of = {regime: hosts_of(protocol, regime) for regime in self.regimes}
+        self.photographs = {regime: each.get("photographs", "PHOTOS") for regime, each in protocol["regimes"].items()}
         self.pairs = len(protocol.get("settings", {}).get("seeds", ()))
         self.cells = {(each["host"], each["regime"]): each for each in content["cells"]}
         names = ("regime", "arm", "comparison", "metric", "bin")

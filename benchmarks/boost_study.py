@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 SCHEMA = 1
+ABOUT = ("name", "regimes", "hosts", "photographs")  # what a protocol says of hosts and regimes beside their settings
 HERE = ("data", "masks", "jobs", "device")  # settings that say where a cell is run, not what it is
 # What a row compares: with the host alone, with the blocks alone, and with the host alone that has its holes
 # interpolated, each at equal steps and at equal wall-clock, with a wider host, and changed distillation with the
@@ -90,8 +91,7 @@ def cell_settings(protocol: Mapping[str, Any], host: str, regime: str, **given: 
         **own.get("regimes", {}).get(regime, {}),
         **given,
     }
-    about = ("name", "regimes", "hosts")  # what the protocol says of hosts and regimes, none of a study's settings
-    return from_dict(BoostSettings, {key: value for key, value in values.items() if key not in about})
+    return from_dict(BoostSettings, {key: value for key, value in values.items() if key not in ABOUT})
 
 
 def train(settings: BoostSettings, folder: Path, console: Console) -> None:
