@@ -22,7 +22,7 @@ import boost_study
 from rich.console import Console
 from rich.progress import Progress
 
-from inpaint_distill.config import load_yaml
+from inpaint_distill.config import from_dict, load_yaml, to_dict
 from inpaint_distill.errors import InpaintDistillError, StateError
 from inpaint_distill.files import read_json, write_json, write_text
 from inpaint_distill.training.ablation import BARE
@@ -33,14 +33,15 @@ from inpaint_distill.training.figures import curves, forest
 from inpaint_distill.training.lock import locked
 from inpaint_distill.training.pool import Pool
 from inpaint_distill.training.result import assemble, read_result
+from inpaint_distill.training.settings import BoostSettings
 from inpaint_distill.training.tables import METRIC_FORMATS, markdown_overview, markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from inpaint_distill.training.data import StudyData
-    from inpaint_distill.training.settings import BoostSettings
 
+ADDED = {"variants", "widened_options", "seeds"}  # what a cell may be given more of
 KEPT = ("command", "created", "versions", "machine")  # of the training that the cell was first published with
 
 
@@ -57,9 +58,16 @@ def add(settings: BoostSettings, cell: Path, folder: Path, console: Console) -> 
         The number of runs that were added.
 
     Raises:
-        StateError: The cell was trained on other images or masks.
+        StateError: The cell is of other settings, images or masks, or starts from hosts whose weights it has not.
     """
     before = read_result(cell / "result.json")
+    found = to_dict(from_dict(BoostSettings, before["settings"]))
+    departs = dict(boost_study.differing(to_dict(settings), found))
+    if others := departs.keys() - ADDED:
+        changed = ", ".join(f"{name} = {departs[name][1]} (now {departs[name][0]})" for name in sorted(others))
+        raise StateError(f"to add to {cell}", f"it was trained with {changed}", "train it anew by boost_study.py")
+    if settings.pretrain_steps is not None:
+        raise StateError(f"to add to {cell}", "a cell without the hosts it starts from", "train it by boost_study.py")
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     with locked(folder):
         data = load_data(settings)
@@ -75,8 +83,8 @@ def add(settings: BoostSettings, cell: Path, folder: Path, console: Console) -> 
         with Progress(console=console) as progress, Pool(settings, data, folder / "runs", progress) as pool:
             added = pool.train(missing, "train")
     there |= {(run["arm"], run["seed"]): run for run in added}
-    first = [run for run in before["runs"] if (run["arm"], run["seed"]) not in {(each.arm, each.seed) for each in plan}]
-    runs = [*first, *(there[run.arm, run.seed] for run in plan)]  # the hosts that were trained beforehand
+    planned_ones = [there.pop((run.arm, run.seed)) for run in plan]
+    runs = [*there.values(), *planned_ones]  # first the hosts that the others start from
     made = assemble(settings, data, before["host"], before["tuning"], cost, runs, before["fills"])
     note = {"runs": [run.name for run in missing], **{key: made[key] for key in KEPT}}
     result = {**made, **{key: before[key] for key in KEPT}, "added": [*before.get("added", ()), note]}

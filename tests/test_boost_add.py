@@ -177,6 +177,22 @@ def test_other_masks_than_those_it_was_trained_with_are_refused(root, capsys):
     assert content(root / "docs") == before
 
 
+def test_a_cell_of_other_settings_or_that_starts_from_trained_hosts_is_refused(root, capsys):
+    before = content(root / "docs")
+    assert add(root, {**MORE, "settings": {**MORE["settings"], "steps": 7, "clip": 0.5}}) == 2
+    assert "clip = 1.0 (now 0.5), steps = 6 (now 7)" in capsys.readouterr().err
+    file = root / "docs" / "results" / "boost-study" / "narrow-small" / "result.json"
+    result = json.loads(file.read_text())
+    start = {"pretrain_steps": 4, "pretrain_lr": 0.001}
+    file.write_text(json.dumps({**result, "settings": {**result["settings"], **start}}))
+    small = {key: value for key, value in MORE["regimes"]["small"].items() if key != "widened_options"}
+    small |= {"variants": ["completion", "distilled"], **start}
+    assert add(root, {**MORE, "regimes": {**MORE["regimes"], "small": small}}) == 2
+    assert "without the hosts it starts from" in capsys.readouterr().err
+    file.write_bytes(before[file])
+    assert content(root / "docs") == before
+
+
 def test_a_host_that_the_protocol_has_not_is_named(root, capsys):
     assert add(root, MORE, "--hosts", "narow") == 2
     assert "narrow" in capsys.readouterr().err
