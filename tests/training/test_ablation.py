@@ -261,7 +261,7 @@ def test_each_host_alone_is_trained_for_the_wall_clock_of_the_last_arm():
     assert settings.adapter("filled_equal_time").fill == "interpolated"
     assert settings.distillation_for("completion_equal_time", 100) == settings.distillation_for("completion", 100)
     ratio = {"bare": 1.0, "filled": 1.25, "completion": 1.2, "distilled": 1.5}
-    steps = {run.arm: run.steps for run in boost_module._runs(settings, 1e-3, ratio)}
+    steps = {run.arm: run.steps for run in boost_module.planned(settings, 1e-3, ratio)}
     assert steps == {
         **dict.fromkeys(ratio, 100),
         "bare_equal_time": 150,

@@ -17,7 +17,7 @@ from PIL import Image
 from inpaint_distill.cli import main
 from inpaint_distill.config import from_dict, to_dict
 from inpaint_distill.training.ablation import Contrast
-from inpaint_distill.training.boost import _runs
+from inpaint_distill.training.boost import planned
 from inpaint_distill.training.lock import locked
 from inpaint_distill.training.result import compare
 from inpaint_distill.training.settings import BoostSettings
@@ -231,7 +231,7 @@ def test_workers_of_a_study_that_is_killed_save_and_end(tmp_path):
 
 @pytest.mark.parametrize(("ratio", "longer"), [(1.4, 140), (0.9, 100)])
 def test_the_runs_come_pair_by_pair_and_the_longer_one_takes_the_same_time(ratio, longer):
-    runs = _runs(BoostSettings(steps=100, seeds=(4, 7)), lr=2e-3, ratio={"bare": 1.0, "distilled": ratio})
+    runs = planned(BoostSettings(steps=100, seeds=(4, 7)), lr=2e-3, ratio={"bare": 1.0, "distilled": ratio})
     assert [(run.arm, run.seed, run.steps) for run in runs[:3]] == [
         ("bare", 4, 100),
         ("distilled", 4, 100),
