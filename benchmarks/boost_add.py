@@ -1,6 +1,6 @@
 """Train what published cells of the boost study lack of their protocol, and nothing that they have.
 
-    python benchmarks/boost_add.py STUDY --data PHOTOS --masks MASKS [--hosts NAME ...] [--regimes NAME ...]
+    python benchmarks/boost_add.py STUDY --data PHOTOS --masks MASKS --hosts NAME ... --regimes NAME ...
 
 For an arm or a seed that the protocol was given later. A published cell has its scores and no weights: its runs, its
 learning rate and the cost of its steps are taken as they are, what is missing is trained in ``STUDY/HOST-REGIME``, on
@@ -83,8 +83,8 @@ def add(settings: BoostSettings, cell: Path, folder: Path, console: Console) -> 
         with Progress(console=console) as progress, Pool(settings, data, folder / "runs", progress) as pool:
             added = pool.train(missing, "train")
     there |= {(run["arm"], run["seed"]): run for run in added}
-    planned_ones = [there.pop((run.arm, run.seed)) for run in plan]
-    runs = [*there.values(), *planned_ones]  # first the hosts that the others start from
+    asked = [there.pop((run.arm, run.seed)) for run in plan]
+    runs = [*asked, *there.values()]  # arms that the protocol has no more stay
     made = assemble(settings, data, before["host"], before["tuning"], cost, runs, before["fills"])
     note = {"runs": [run.name for run in missing], **{key: made[key] for key in KEPT}}
     result = {**made, **{key: before[key] for key in KEPT}, "added": [*before.get("added", ()), note]}
@@ -92,7 +92,9 @@ def add(settings: BoostSettings, cell: Path, folder: Path, console: Console) -> 
     file = cell / "runs.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines()
     place = {key: json.loads(lines[0])[key] for key in ("host", "regime")}
-    lines += [json.dumps({**place, "trial": False, **without_weights(run)}) for run in added]
+    new = {(run.arm, run.seed) for run in missing}
+    of_new = (run for run in result["runs"] if (run["arm"], run["seed"]) in new)
+    lines += [json.dumps({**place, "trial": False, **run}) for run in of_new]
     write_text(file, "".join(f"{line}\n" for line in lines))
     write_text(cell / "table.md", f"{markdown_overview(result)}\n{markdown_table(result, tuple(METRIC_FORMATS))}")
     forest(result, cell / "forest.png")
@@ -108,15 +110,11 @@ def whole_cost(settings: BoostSettings, data: StudyData, before: dict[str, Any],
     if not file.exists():
         write_json(file, step_cost(replace(settings, variants=lacking), data, settings.lrs[0]))
     now = read_json(file, "the cost of a step", "delete it: it is measured again")
+    # The machine may be another, or busier: seconds as they would have been then.
     scale = before["step_seconds"][BARE] / now["step_seconds"][BARE]
     seconds = {arm: now["step_seconds"][arm] * scale for arm in lacking}
     found = {"step_seconds": {**before["step_seconds"], **seconds}}
     return before | found | {key: {**now[key], **before[key]} for key in ("ratio", "ratio_active", "ratio_faded")}
-
-
-def without_weights(run: dict[str, Any]) -> dict[str, Any]:
-    """Return a run without its channel weights, long lists that runs.jsonl leaves out."""
-    return {key: value for key, value in run.items() if key != "channel_weights"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,8 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("study", type=Path, metavar="STUDY", help="folder to train in")
     parser.add_argument("--data", help="folder of images (default: synthetic scenes)")
     parser.add_argument("--masks", help="folder of masks, white = hole (default: free-form masks)")
-    parser.add_argument("--hosts", nargs="+", metavar="NAME", help="hosts of the protocol (default: all)")
-    parser.add_argument("--regimes", nargs="+", metavar="NAME", help="its regimes (default: all)")
+    parser.add_argument("--hosts", nargs="+", metavar="NAME", required=True, help="hosts of the protocol")
+    parser.add_argument("--regimes", nargs="+", metavar="NAME", required=True, help="its regimes")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: the cores)")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="folder of README.md and docs")
     parser.add_argument("--protocol", type=Path, default=boost_publish.PROTOCOL)
@@ -137,22 +135,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         protocol = load_yaml(parsed.protocol)
         hosts = boost_study.chosen(parsed.hosts, [each["name"] for each in protocol["hosts"]], "host")
         for regime in boost_study.chosen(parsed.regimes, list(protocol["regimes"]), "regime"):
-            for host in (each for each in boost_study.hosts_of(protocol, regime) if each in hosts):
+            for host in hosts:
                 name = f"{host}-{regime}"
                 if not (published / name / "result.json").exists():
-                    continue
+                    raise StateError(f"to add to the cell {name}", f"none in {published}", "train it by boost_study.py")
                 given = {"data": parsed.data, "masks": parsed.masks, "jobs": parsed.jobs}
                 settings = boost_study.cell_settings(protocol, host, regime, **given)
                 console.rule(name)
                 count = add(settings, published / name, parsed.study / name, console)
                 console.print(f"{count} runs added")
+                boost_publish.write_pages(parsed.root, protocol)
     except InpaintDistillError as error:
         print(f"boost_add: {type(error).__name__}\n{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         console.print("\nStopped; nothing is lost. The same command goes on.")
         return 130
-    boost_publish.write_pages(parsed.root, protocol)
     return 0
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 PROTOCOL = Path(boost_study.__file__).with_suffix(".yaml")
-LEFT_OUT = shutil.ignore_patterns("runs", "report.html", "inputs.json", "settings.json")
+LEFT_OUT = shutil.ignore_patterns("runs", "report.html", "inputs.json", "settings.json", ".lock")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -342,6 +342,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given["seeds"] = list(range(parsed.seeds))
         if not parsed.collect:
             places = [(host, regime) for regime in regimes for host in hosts if host in hosts_of(protocol, regime)]
+            if not places:
+                asked, found = f"{', '.join(hosts)} in {', '.join(regimes)}", "regimes that are for other hosts"
+                raise ConfigError(asked, found, f"use {', '.join(hosts_of(protocol, regimes[0]))}")
             plan = [(*place, cell_settings(protocol, *place, **given)) for place in places]
             if parsed.together > 1 and not parsed.part:
                 if code := train_together(plan, parsed.out, words, parsed.together):

@@ -91,9 +91,10 @@ def content(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def add(root, protocol, *words, out="added"):
+def add(root, protocol, host="narrow", regime="small"):
     places = ["--root", root, "--protocol", write(root, protocol, "more.yaml"), "--jobs", "1"]
-    return call("boost_add.py", root / out, *places, "--masks", root / "masks", *words)
+    words = ["--masks", root / "masks", "--hosts", host, "--regimes", regime]
+    return call("boost_add.py", root / "added", *places, *words)
 
 
 def test_a_regime_that_names_hosts_is_theirs_alone_and_the_others_are_not_theirs(published):
@@ -113,7 +114,7 @@ def test_arms_and_seeds_of_the_protocol_are_trained_and_what_is_there_stays(root
     cell = root / "docs" / "results" / "boost-study" / "narrow-small"
     before = json.loads((cell / "result.json").read_text())
     lines = (cell / "runs.jsonl").read_text().splitlines()
-    assert add(root, MORE, "--regimes", "small") == 0
+    assert add(root, MORE) == 0
     after = json.loads((cell / "result.json").read_text())
     arms = {"bare", "completion", "widened", "distilled", "bare_equal_time", "completion_equal_time"}
     assert {(run["arm"], run["seed"]) for run in after["runs"]} == {(arm, seed) for arm in arms for seed in (0, 1, 2)}
@@ -143,7 +144,7 @@ def test_arms_and_seeds_of_the_protocol_are_trained_and_what_is_there_stays(root
 
 
 def test_what_was_added_is_what_a_study_of_the_whole_protocol_trains(root):
-    assert add(root, MORE, "--hosts", "narrow") == 0
+    assert add(root, MORE) == 0
     whole = ["--out", root / "whole", "--protocol", root / "more.yaml", "--masks", root / "masks", "--jobs", "1"]
     assert call("boost_study.py", *whole, "--hosts", "narrow", "--regimes", "small") == 0
     cells = [root / "docs" / "results" / "boost-study" / "narrow-small", root / "whole" / "narrow-small"]
@@ -194,5 +195,15 @@ def test_a_cell_of_other_settings_or_that_starts_from_trained_hosts_is_refused(r
 
 
 def test_a_host_that_the_protocol_has_not_is_named(root, capsys):
-    assert add(root, MORE, "--hosts", "narow") == 2
+    assert add(root, MORE, "narow") == 2
     assert "narrow" in capsys.readouterr().err
+
+
+def test_what_is_not_published_or_not_for_the_host_is_told(root, capsys):
+    assert add(root, MORE, "narrow", "other") == 2
+    assert "the cell narrow-other" in capsys.readouterr().err
+    words = ["--out", root / "none", "--protocol", root / "more.yaml", "--hosts", "narrow", "--regimes", "other"]
+    assert call("boost_study.py", *words) == 2
+    assert "use held_out" in capsys.readouterr().err
+    assert not (root / "none").exists()
+    assert not list((root / "docs").rglob(".lock"))
